@@ -1,0 +1,356 @@
+//! What the rest of the program sees of a pipeline file: every default filled in, every reference resolved, every unit
+//! typed. No `Option` here means "default".
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use arrow::datatypes::{DataType, SchemaRef};
+use chrono::{DateTime, Utc};
+
+use crate::model::trigger::Trigger;
+
+/// A value that must not be printed. `Debug`, `Display` and `Serialize` show `***`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a value.
+    pub fn new(value: impl Into<String>) -> Self {
+        Secret(value.into())
+    }
+
+    /// The value, for the one call that needs it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl serde::Serialize for Secret {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("***")
+    }
+}
+
+/// One pipeline, checked.
+#[derive(Debug, Clone)]
+pub struct PipelineSpec {
+    /// Identity of checkpoint, lock and Delta application ids.
+    pub name: String,
+    /// The file it came from, absolute.
+    pub file: PathBuf,
+    /// What relative paths in the file start at, absolute.
+    pub root: PathBuf,
+    /// Folder of the tables: an absolute path or a URL.
+    pub lake: String,
+    /// Folder of the checkpoint logs; this pipeline's is `<checkpoints>/<name>`: an absolute path or a URL.
+    pub checkpoints: String,
+    /// For dates, cron and date functions.
+    pub timezone: chrono_tz::Tz,
+    /// By name; `source:` in the file is the one named `source`.
+    pub sources: BTreeMap<String, SourceSpec>,
+    /// When batches run, unless the command line says otherwise.
+    pub trigger: Trigger,
+    /// Offsets per batch and source.
+    pub max_rows: u64,
+    /// Bytes of keys and values per batch and source.
+    pub max_bytes: u64,
+    /// Static sides of joins, by name.
+    pub lookups: BTreeMap<String, LookupSpec>,
+    /// In graph order: a table comes after every table that it reads.
+    pub tables: Vec<TableSpec>,
+    /// Where rows set aside go; `None` = the user turned it off, and a bad row fails the batch.
+    pub dead_letters: Option<DeadLetterSpec>,
+    /// Hash of what gives stored data its meaning (name, key, order_by, by, window, watermark, delete_when).
+    pub fingerprint: String,
+}
+
+/// Where rows come from.
+#[derive(Debug, Clone)]
+pub struct SourceSpec {
+    /// Which adapter.
+    pub kind: SourceKind,
+    /// How values are encoded.
+    pub format: Format,
+    /// Payload columns in order; empty for `raw`.
+    pub columns: Vec<ColumnSpec>,
+    /// The column that `--date`, windows and lateness mean.
+    pub event_time: Option<String>,
+    /// What happens to fields the schema does not name.
+    pub schema_drift: SchemaDrift,
+    /// What a record with a null value is.
+    pub tombstones: Tombstones,
+}
+
+/// What a record with a null value is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tombstones {
+    /// A dead letter.
+    Quarantine,
+    /// A row: this column holds the record key (UTF-8 text read as the column's type), the event-time column holds the
+    /// record's timestamp, every other column is null, and `_tombstone` is true (so that `delete_when: _tombstone`).
+    Row {
+        /// The column that the record key fills.
+        key: String,
+    },
+}
+
+/// Source adapters.
+#[derive(Debug, Clone)]
+pub enum SourceKind {
+    /// Apache Kafka.
+    Kafka(KafkaSpec),
+    /// A folder of newline-delimited files.
+    Files(FilesSpec),
+    /// The embedded generator.
+    Generate(GenerateSpec),
+}
+
+/// `source.kafka`.
+#[derive(Debug, Clone)]
+pub struct KafkaSpec {
+    /// `bootstrap.servers`.
+    pub brokers: String,
+    /// Topics by name or by pattern.
+    pub topics: TopicSelection,
+    /// First run only.
+    pub start: StartPosition,
+    /// Offsets that are gone.
+    pub on_data_loss: OnDataLoss,
+    /// Consumer group that offsets are copied to for lag tools.
+    pub group: String,
+    /// librdkafka settings from `security` and `options`, checked; values that are secret stay wrapped.
+    pub settings: BTreeMap<String, Secret>,
+}
+
+/// Which topics.
+#[derive(Debug, Clone)]
+pub enum TopicSelection {
+    /// By name.
+    Names(Vec<String>),
+    /// By regular expression over all topic names.
+    Pattern(String),
+}
+
+/// Where a first run starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartPosition {
+    /// The oldest record kept.
+    Earliest,
+    /// Records produced from now on.
+    Latest,
+    /// The first record with a broker timestamp at or after this.
+    At(DateTime<Utc>),
+}
+
+/// What to do when planned offsets are gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnDataLoss {
+    /// Stop, exit 66.
+    Fail,
+    /// Record what was lost and go on.
+    Skip,
+}
+
+/// `source.files`.
+#[derive(Debug, Clone)]
+pub struct FilesSpec {
+    /// Folder, absolute.
+    pub path: PathBuf,
+    /// Glob over file names, such as `*.ndjson`.
+    pub pattern: String,
+}
+
+/// `source.generate`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerateSpec {
+    /// Data set; `orders` is the one there is.
+    pub dataset: String,
+    /// Rows over all partitions; `None` = endless (then `rate` bounds it).
+    pub rows: Option<u64>,
+    /// Number of partitions.
+    pub partitions: u32,
+    /// Rows per second over all partitions; `None` = all at once.
+    pub rate: Option<f64>,
+    /// Everything follows from it.
+    pub seed: u64,
+    /// Share of records that are malformed, 0..=1.
+    pub dirty: f64,
+    /// Share of records whose event time lies well before their neighbours', 0..=1.
+    pub late: f64,
+    /// Share of records that repeat an earlier one, 0..=1.
+    pub duplicates: f64,
+    /// Share of records that swap places with a neighbour, 0..=1.
+    pub out_of_order: f64,
+}
+
+/// How values are encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// One JSON object per record.
+    Json,
+    /// One CSV line per record, columns in schema order.
+    Csv,
+    /// No decoding: one column `value` of bytes.
+    Raw,
+}
+
+/// One payload column.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ColumnSpec {
+    /// Field name.
+    pub name: String,
+    /// Arrow type as stored: Utf8, Binary, Boolean, Int8..Int64, Float32/64, Date32, Decimal128,
+    /// Timestamp(Microsecond, Some("UTC")), Struct, List (field `element`).
+    pub data_type: DataType,
+    /// `not null` was not said.
+    pub nullable: bool,
+    /// How numbers become timestamps; RFC 3339 text is always read.
+    pub unit: Option<EpochUnit>,
+}
+
+/// Unit of epoch timestamps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EpochUnit {
+    /// Seconds.
+    Seconds,
+    /// Milliseconds.
+    Millis,
+    /// Microseconds.
+    Micros,
+}
+
+/// What happens to fields that the schema does not name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SchemaDrift {
+    /// Kept as JSON text in the column `_rescued`.
+    Rescue,
+    /// Added to the table as a string column.
+    Evolve,
+    /// Left out.
+    Ignore,
+    /// A dead letter.
+    Fail,
+}
+
+/// Static side of joins.
+#[derive(Debug, Clone)]
+pub enum LookupSpec {
+    /// A Delta table; pinned to one version per batch. Absolute path or URL.
+    Delta(String),
+    /// A Parquet file. Absolute path or URL.
+    Parquet(String),
+    /// A CSV file with a header line. Absolute path or URL.
+    Csv(String),
+}
+
+/// One table of the pipeline.
+#[derive(Debug, Clone)]
+pub struct TableSpec {
+    /// `silver.orders`.
+    pub name: String,
+    /// Where its rows come from.
+    pub from: From,
+    /// The query, `None` = all rows and columns of `from`.
+    pub sql: Option<String>,
+    /// Which SQL engine.
+    pub engine: Engine,
+    /// Rules over the query's output, in file order.
+    pub expect: Vec<Expectation>,
+    /// How rows enter.
+    pub write: WriteSpec,
+    /// Partition columns.
+    pub partition_by: Vec<String>,
+}
+
+/// Upstream of a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum From {
+    /// A source, by name.
+    Source(String),
+    /// A table, by name.
+    Table(String),
+}
+
+/// SQL engines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// Polars SQL.
+    Polars,
+    /// DataFusion SQL.
+    DataFusion,
+}
+
+/// A named rule; a row breaks it when `check` is not true (null is not true).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expectation {
+    /// Name.
+    pub name: String,
+    /// SQL boolean over the output columns.
+    pub check: String,
+    /// What happens to rows that break it.
+    pub action: Action,
+}
+
+/// What happens to rows that break a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Counted.
+    Warn,
+    /// Counted and left out.
+    Drop,
+    /// Sent to the dead-letter table.
+    Quarantine,
+    /// The batch stops before anything is written, exit 65.
+    Fail,
+}
+
+/// How rows enter a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WriteSpec {
+    /// `append`.
+    Append,
+    /// `upsert`.
+    Upsert {
+        /// Key columns.
+        key: Vec<String>,
+        /// Ordering columns, most significant first.
+        order_by: Vec<String>,
+        /// SQL boolean over the output columns: the row is a delete.
+        delete_when: Option<String>,
+        /// Output columns that are not stored.
+        drop: Vec<String>,
+    },
+    /// `refresh`.
+    Refresh {
+        /// Group columns.
+        by: Vec<String>,
+    },
+}
+
+/// `dead_letters`.
+#[derive(Debug, Clone)]
+pub struct DeadLetterSpec {
+    /// Table name, such as `dlq.orders`.
+    pub table: String,
+    /// Share of a batch's input rows, 0..=1, above which the batch fails before anything is written.
+    pub fail_above: Option<f64>,
+}
+
+/// Payload columns as an Arrow schema.
+pub fn payload_schema(columns: &[ColumnSpec]) -> SchemaRef {
+    let field = |c: &ColumnSpec| arrow::datatypes::Field::new(&c.name, c.data_type.clone(), c.nullable);
+    std::sync::Arc::new(arrow::datatypes::Schema::new(columns.iter().map(field).collect::<Vec<_>>()))
+}

@@ -1,0 +1,123 @@
+//! The two durable records of a batch: its plan (intent, written before a row is read) and its commit record (outcome,
+//! written after every table carries the batch). Both are small JSON objects with a version; [`FORMAT_VERSION`] is the
+//! only one written, older ones stay readable (golden files in `tests/golden`).
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::offset::{OffsetRanges, Offsets};
+
+/// Version of the on-disk records that this build writes.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// Number of a batch: dense, from 0, strictly increasing. It is the `version` of the Delta `txn` actions.
+pub type BatchId = i64;
+
+/// Who runs: printed when two runners meet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// New at every start of the process.
+    pub run_id: String,
+    /// Host name.
+    pub host: String,
+    /// Process id on that host.
+    pub pid: u32,
+}
+
+/// The immutable intent of a batch. A replay takes everything from here, so that it reads the same rows and computes
+/// the same tables.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchPlan {
+    /// On-disk format.
+    pub version: u32,
+    /// The batch.
+    pub batch: BatchId,
+    /// Pipeline name, to refuse a checkpoint copied from elsewhere.
+    pub pipeline: String,
+    /// The only clock a transform can see, in microseconds.
+    pub batch_time: DateTime<Utc>,
+    /// What is read, by source name.
+    pub sources: BTreeMap<String, OffsetRanges>,
+    /// Event-time watermark in force for this batch, by source name; absent = none yet.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub watermarks: BTreeMap<String, DateTime<Utc>>,
+    /// Delta versions of lookups, by lookup name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub pinned: BTreeMap<String, i64>,
+    /// Hash of the parts of the configuration that give stored data its meaning.
+    pub fingerprint: String,
+    /// Who planned it.
+    pub owner: Owner,
+}
+
+impl BatchPlan {
+    /// The positions after this batch, by source name.
+    pub fn until(&self) -> BTreeMap<String, Offsets> {
+        let until = |ranges: &OffsetRanges| Offsets(ranges.0.iter().map(|(p, r)| (p.clone(), r.until)).collect());
+        self.sources.iter().map(|(name, ranges)| (name.clone(), until(ranges))).collect()
+    }
+}
+
+/// What one table did with one batch.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// Delta version that carries the batch; for a batch found already applied, the table's version when it was found.
+    pub delta_version: i64,
+    /// The batch was already in the table (a replay).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub already_applied: bool,
+    /// Rows added that had no counterpart.
+    #[serde(default)]
+    pub inserted: u64,
+    /// Rows that replaced an older one.
+    #[serde(default)]
+    pub updated: u64,
+    /// Rows removed.
+    #[serde(default)]
+    pub deleted: u64,
+    /// Rows that lost against a newer one (in the batch, in the table, or a remembered delete).
+    #[serde(default)]
+    pub superseded: u64,
+    /// Data files added.
+    #[serde(default)]
+    pub files_added: u64,
+    /// Data files removed.
+    #[serde(default)]
+    pub files_removed: u64,
+}
+
+/// The outcome of a batch. Its existence is what "done" means.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CommitRecord {
+    /// On-disk format.
+    pub version: u32,
+    /// The batch.
+    pub batch: BatchId,
+    /// Pipeline name.
+    pub pipeline: String,
+    /// The next offset to read of every known partition (not only those of this batch), by source name.
+    pub offsets: BTreeMap<String, Offsets>,
+    /// Watermark for the next batch, by source name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub next_watermarks: BTreeMap<String, DateTime<Utc>>,
+    /// What each table did, dead letters included.
+    pub tables: BTreeMap<String, Receipt>,
+    /// Source rows read.
+    pub input_rows: u64,
+    /// Bytes of keys and values read.
+    #[serde(default)]
+    pub input_bytes: u64,
+    /// Rows set aside in the dead-letter table.
+    #[serde(default)]
+    pub dead_letters: u64,
+    /// Rows counted per rule, `table.rule` → how many broke it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub expectations: BTreeMap<String, u64>,
+    /// Wall time per phase in milliseconds.
+    #[serde(default)]
+    pub duration_ms: BTreeMap<String, u64>,
+    /// When the record was written.
+    pub committed_at: DateTime<Utc>,
+}

@@ -1,0 +1,1 @@
+//! What to do after any crash. E: placeholder

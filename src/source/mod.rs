@@ -1,0 +1,98 @@
+//! The source port: ordered, replayable records in partitions.
+//!
+//! # Contract (one test suite, every adapter: `tests/contract/source.rs`)
+//!
+//! 1. `read(ranges)` returns exactly the records of those half-open ranges: the same ranges give the same records in the
+//!    same order (topic, partition, offset ascending), at any time, in any process. A range that can no longer be
+//!    read in full is an error of kind `OffsetsLost`, never a shorter answer.
+//! 2. `bound` has no durable effect: calling it and dying loses nothing. It may fetch ahead and keep the records for the
+//!    `read` that follows, so its ranges may be cut by bytes as well as by rows.
+//! 3. Memory is bounded by `Limits`, however large the backlog.
+//! 4. Holes (Kafka control records, aborted transactions, compaction) are not lost rows: a range is complete when the
+//!    source has passed its end.
+
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
+use arrow::record_batch::RecordBatch;
+use async_trait::async_trait;
+use std::sync::{Arc, LazyLock};
+
+use crate::error::Result;
+use crate::model::offset::{OffsetRanges, Offsets};
+
+/// How much one batch may read from one source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Offsets per batch.
+    pub max_rows: u64,
+    /// Bytes of keys and values per batch. One record larger than this is still read, alone.
+    pub max_bytes: u64,
+}
+
+/// Ordered, replayable records in partitions. See the module for the contract.
+#[async_trait]
+pub trait Source: Send {
+    /// One line for logs and progress, such as `kafka[orders.v1]`; never a secret.
+    fn description(&self) -> String;
+
+    /// Where a pipeline's first run starts (`start:`), for every partition that exists now. Resolved once; the runner
+    /// records it.
+    async fn start(&mut self) -> Result<Offsets>;
+
+    /// The end of every partition that exists now: the next offset that a reader with `read_committed` cannot read yet.
+    async fn end(&mut self) -> Result<Offsets>;
+
+    /// The earliest readable offset of every partition that exists now. Partitions that appear later start here.
+    async fn earliest(&mut self) -> Result<Offsets>;
+
+    /// Ranges from `from` towards `end`, within `limits`, prorated over partitions by their backlog.
+    ///
+    /// Fails with `OffsetsLost` when `from` is before the earliest or after the end of its partition, or when a partition
+    /// that `from` names is gone.
+    async fn bound(&mut self, from: &Offsets, end: &Offsets, limits: Limits) -> Result<OffsetRanges>;
+
+    /// The records of exactly `ranges`, as batches of [`envelope`], in order.
+    async fn read(&mut self, ranges: &OffsetRanges) -> Result<Vec<RecordBatch>>;
+
+    /// Copies `offsets` to wherever lag tools look. Best effort: never read back, errors are logged by the adapter.
+    async fn acknowledge(&mut self, offsets: &Offsets);
+}
+
+/// Columns of the envelope, in order.
+pub mod column {
+    /// Topic, or file.
+    pub const TOPIC: &str = "_topic";
+    /// Partition number.
+    pub const PARTITION: &str = "_partition";
+    /// Offset in the partition.
+    pub const OFFSET: &str = "_offset";
+    /// Broker timestamp, UTC microseconds; null where the source has none.
+    pub const TIMESTAMP: &str = "_timestamp";
+    /// Record key.
+    pub const KEY: &str = "_key";
+    /// Record value; null = tombstone.
+    pub const VALUE: &str = "_value";
+    /// Record headers; null where there are none.
+    pub const HEADERS: &str = "_headers";
+}
+
+/// What every source delivers: undecoded records with their coordinates.
+pub fn envelope() -> SchemaRef {
+    static ENVELOPE: LazyLock<SchemaRef> = LazyLock::new(|| {
+        let header =
+            Fields::from(vec![Field::new("key", DataType::Utf8, false), Field::new("value", DataType::Binary, true)]);
+        Arc::new(Schema::new(vec![
+            Field::new(column::TOPIC, DataType::Utf8, false),
+            Field::new(column::PARTITION, DataType::Int32, false),
+            Field::new(column::OFFSET, DataType::Int64, false),
+            Field::new(column::TIMESTAMP, DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), true),
+            Field::new(column::KEY, DataType::Binary, true),
+            Field::new(column::VALUE, DataType::Binary, true),
+            Field::new(
+                column::HEADERS,
+                DataType::List(Arc::new(Field::new("element", DataType::Struct(header), true))),
+                true,
+            ),
+        ]))
+    });
+    ENVELOPE.clone()
+}

@@ -1,0 +1,140 @@
+//! The table port: something that holds rows, changes atomically, and remembers which batch it has applied.
+//!
+//! # Contract (one test suite, every adapter: `tests/contract/table.rs`)
+//!
+//! 1. `apply` is all or nothing: readers see the table before the batch or after it.
+//! 2. `apply` is idempotent per (application id, batch): if the table already carries `txn.batch` or a later one, nothing
+//!    changes and the receipt says `already_applied`. The batch id is recorded even when no row changes.
+//! 3. After an error of certainty `Unknown` the caller observes again; the adapter never resends a commit blindly.
+//! 4. The result depends only on the set of rows applied so far, never on how they were cut into batches.
+//! 5. Losing against another writer of the same application id is an error of kind `Busy`, and changes nothing.
+
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
+use async_trait::async_trait;
+
+use crate::error::Result;
+use crate::model::batch::{BatchId, Receipt};
+
+/// Who commits what: identity and audit trail of one table commit.
+#[derive(Debug, Clone)]
+pub struct Txn {
+    /// Delta application id: one per (pipeline, table), stable over restarts.
+    pub app_id: String,
+    /// The batch; the `version` of the Delta `txn` action.
+    pub batch: BatchId,
+    /// One compact JSON object, stored as `userMetadata` of the commit: pipeline, batch, source ranges, fingerprint.
+    pub user_metadata: String,
+}
+
+/// What storage says about a table.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TableState {
+    /// Delta version; `None` = there is no table.
+    pub version: Option<i64>,
+    /// Last batch applied under the application id asked for.
+    pub applied: Option<BatchId>,
+    /// Who created it, from the table's properties; `None` = not tidegate.
+    pub made_by: Option<Maker>,
+}
+
+/// The pipeline that created a table, kept in the table's properties `tidegate.pipeline` and `tidegate.pipelineId`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Maker {
+    /// Pipeline name.
+    pub pipeline: String,
+    /// Identity of the checkpoint log.
+    pub pipeline_id: String,
+}
+
+/// How rows enter a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WriteMode {
+    /// Add rows.
+    Append,
+    /// One row per key: the highest `order_by` wins, also against the row already in the table and against remembered
+    /// deletes; ties go to the higher (topic, partition, offset).
+    Upsert {
+        /// Key columns.
+        key: Vec<String>,
+        /// Ordering columns, most significant first; empty = source order alone.
+        order_by: Vec<String>,
+        /// Name of the boolean column (computed by the transform, never stored) that marks a delete.
+        delete_flag: Option<String>,
+    },
+    /// Groups are replaced whole.
+    Refresh {
+        /// Columns that name a group.
+        by: Vec<String>,
+    },
+}
+
+/// Everything an adapter needs to know about a table of the pipeline.
+#[derive(Debug, Clone)]
+pub struct TableDefinition {
+    /// `silver.orders`.
+    pub name: String,
+    /// Column names, types and nullability as stored (arrow types that Delta has; timestamps UTC microseconds).
+    pub schema: SchemaRef,
+    /// Partition columns, a subset of the schema.
+    pub partition_by: Vec<String>,
+    /// How rows enter.
+    pub write: WriteMode,
+    /// Column sets that downstream `refresh` tables group by: `apply` remembers which groups it touched.
+    pub watched: Vec<Vec<String>>,
+    /// Who creates the table if there is none.
+    pub maker: Maker,
+}
+
+/// One batch's change to one table.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// Rows for `Append` and `Upsert` tables, in source order. Upsert rows carry the source coordinates `_topic`,
+    /// `_partition`, `_offset` and, when the table has one, the delete flag.
+    Rows(Vec<RecordBatch>),
+    /// For `Refresh` tables: every row whose `by` values are in `groups` is replaced by `rows`.
+    Groups {
+        /// Distinct `by` values that were touched; the columns are exactly `by`.
+        groups: RecordBatch,
+        /// The recomputed rows of those groups.
+        rows: Vec<RecordBatch>,
+    },
+}
+
+/// A table of the pipeline. See the module for the contract.
+#[async_trait]
+pub trait Table: Send {
+    /// What this table is.
+    fn definition(&self) -> &TableDefinition;
+
+    /// Reads the table's state from storage. Never cached: this is what recovery decides on.
+    async fn observe(&mut self, app_id: &str) -> Result<TableState>;
+
+    /// Commits one batch, creating the table first if there is none, and adding columns that the definition has and the
+    /// table lacks. A type that differs is refused (kind `Config`) with a diff; so is a table that somebody else made.
+    async fn apply(&mut self, change: Change, txn: &Txn) -> Result<Receipt>;
+
+    /// The distinct values of the columns `by` over all rows that `txn.batch` added, replaced or removed: old and new
+    /// images. May be a superset (after a crash only the files of the commit are known), never a subset. Defined for
+    /// the last applied batch only.
+    async fn touched(&mut self, by: &[String], txn: &Txn) -> Result<RecordBatch>;
+
+    /// The table's rows after the last apply or observe, only `columns`; with `groups`, only rows whose values of the
+    /// columns of `groups` are among its rows (null matches null). An absent table has no rows.
+    async fn read(&mut self, columns: &[String], groups: Option<&RecordBatch>) -> Result<Vec<RecordBatch>>;
+}
+
+/// Static side of joins.
+#[async_trait]
+pub trait Lookup: Send {
+    /// The version to pin for a batch; `None` for kinds without versions (files).
+    async fn latest(&mut self) -> Result<Option<i64>>;
+
+    /// Column names and types, without reading rows where the format allows it.
+    async fn schema(&mut self) -> Result<SchemaRef>;
+
+    /// All rows at `version` (as returned by `latest`). Cached by version.
+    async fn load(&mut self, version: Option<i64>) -> Result<Arc<Vec<RecordBatch>>>;
+}

@@ -1,0 +1,142 @@
+//! The transform port: from undecoded records to the rows of every table.
+//!
+//! # Contract
+//!
+//! A transform is a deterministic function of (rows, [`BatchContext`]): no clock, no randomness, no files, no network.
+//! Every input row comes out as a row, as a dead letter, or in a count of a rule the user wrote; none vanishes.
+
+pub mod decode;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
+use chrono::{DateTime, Utc};
+
+use crate::error::Result;
+use crate::model::batch::BatchId;
+
+/// What a transform may know besides its rows: the plan's facts, never the wall clock.
+#[derive(Debug, Clone)]
+pub struct BatchContext {
+    /// Pipeline name.
+    pub pipeline: String,
+    /// The batch.
+    pub batch: BatchId,
+    /// The plan's clock; `:batch_time` in SQL, `_ingested_at` in bronze.
+    pub batch_time: DateTime<Utc>,
+}
+
+/// Where a record came from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Coordinates {
+    /// Topic, or file.
+    pub topic: String,
+    /// Partition.
+    pub partition: i32,
+    /// Offset.
+    pub offset: i64,
+}
+
+/// Which step set a row aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The record could not be read as the schema says.
+    Decode,
+    /// An expectation with `else: quarantine`.
+    Expect,
+    /// A null key in an upsert.
+    Key,
+    /// Too late for its window.
+    Late,
+}
+
+impl Stage {
+    /// The word stored in the dead-letter table.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Stage::Decode => "decode",
+            Stage::Expect => "expect",
+            Stage::Key => "key",
+            Stage::Late => "late",
+        }
+    }
+}
+
+/// One row set aside. Original bytes are added from the batch's records when the table is written.
+#[derive(Debug, Clone)]
+pub struct DeadLetter {
+    /// Source name for decode, table name otherwise.
+    pub table: String,
+    /// Which step.
+    pub stage: Stage,
+    /// Which rule of that step, such as the expectation's name or `malformed`.
+    pub rule: String,
+    /// What was wrong, for a person; never a whole payload.
+    pub error: String,
+    /// The record it came from; `None` when the SQL aggregates records.
+    pub coordinates: Option<Coordinates>,
+    /// The row as JSON where the record was decoded.
+    pub row_json: Option<String>,
+}
+
+/// Outcome of decoding.
+#[derive(Debug, Default)]
+pub struct Decoded {
+    /// Typed rows with the metadata columns, in source order.
+    pub rows: Vec<RecordBatch>,
+    /// Records that could not be decoded.
+    pub dead: Vec<DeadLetter>,
+}
+
+/// Outcome of shaping one table's rows.
+#[derive(Debug, Default)]
+pub struct Shaped {
+    /// Rows in the table's schema (plus the delete flag and source coordinates for upserts), in source order.
+    pub rows: Vec<RecordBatch>,
+    /// Rows set aside.
+    pub dead: Vec<DeadLetter>,
+    /// Rows that broke each expectation, by its name, whatever its action (zero is listed too).
+    pub broken: BTreeMap<String, u64>,
+    /// Rows removed by `else: drop`.
+    pub dropped: u64,
+}
+
+/// What a table's SQL reads.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reads {
+    /// The rows of this micro-batch.
+    pub batch: bool,
+    /// Whole tables of the pipeline, with the columns needed.
+    pub tables: BTreeMap<String, Vec<String>>,
+    /// Lookups.
+    pub lookups: Vec<String>,
+}
+
+/// Rows handed to one table's SQL.
+#[derive(Debug, Default, Clone)]
+pub struct Inputs {
+    /// The rows of this micro-batch from the table's `from`.
+    pub batch: Arc<Vec<RecordBatch>>,
+    /// Whole tables, by name.
+    pub tables: HashMap<String, Arc<Vec<RecordBatch>>>,
+    /// Lookups, by name.
+    pub lookups: HashMap<String, Arc<Vec<RecordBatch>>>,
+}
+
+/// From undecoded records to table rows. See the module for the contract. Synchronous and CPU-bound: callers run it on
+/// a blocking thread.
+pub trait Transform: Send + Sync {
+    /// Decodes records (batches of [`crate::source::envelope`]) of one source.
+    fn decode(&self, source: &str, records: &[RecordBatch], context: &BatchContext) -> Result<Decoded>;
+
+    /// What `table` needs as input.
+    fn reads(&self, table: &str) -> &Reads;
+
+    /// Computes one table's rows.
+    fn shape(&self, table: &str, inputs: &Inputs, context: &BatchContext) -> Result<Shaped>;
+
+    /// The stored schema of `table`, dead letters included.
+    fn schema(&self, table: &str) -> SchemaRef;
+}

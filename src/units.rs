@@ -1,0 +1,1 @@
+//! Durations, sizes, counts and percents as people write them.
