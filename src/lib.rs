@@ -31,11 +31,14 @@
 //! | [`runner`] | the heart: the walk; sees ports only | ports, [`model`], [`error`] |
 //! | [`app`], [`cli`] | where everything is joined; one function a subcommand | everything |
 
+pub mod app;
 pub mod arrow_bridge;
 pub mod checkpoint;
+pub mod cli;
 pub mod config;
 pub mod error;
 pub mod model;
+pub mod runner;
 pub mod source;
 pub mod storage;
 pub mod table;

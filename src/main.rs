@@ -1,1 +1,13 @@
-fn main() {}
+//! The `tidegate` binary: parse, run, exit code. Everything else is in the library.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+// Batches allocate and free hundreds of megabytes; this allocator gives them back.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    tidegate::app::main(tidegate::cli::Cli::parse())
+}

@@ -22,3 +22,8 @@ pub fn open(location: &str) -> Result<Storage> {
     let _ = location;
     Err(crate::error::Error::failed("storage is not wired up yet"))
 }
+
+/// E: stub
+pub fn explain(error: &object_store::Error, what: &str, at: &str) -> crate::error::Error {
+    crate::error::Error::failed(format!("{what}: {at}: {error}"))
+}

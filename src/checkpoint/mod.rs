@@ -6,6 +6,9 @@
 //! 2. Reads see every write that has returned (read-after-write).
 //! 3. Safety decisions are not made here: the log reports facts, [`crate::model::recover`] decides.
 
+pub mod lock;
+pub mod log;
+
 use async_trait::async_trait;
 
 use crate::error::Result;

@@ -46,8 +46,8 @@ pub struct BatchPlan {
     /// Delta versions of lookups, by lookup name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub pinned: BTreeMap<String, i64>,
-    /// Hash of the parts of the configuration that give stored data its meaning.
-    pub fingerprint: String,
+    /// What gives each table's stored rows their meaning (how they are written, by which keys), by table name.
+    pub meaning: BTreeMap<String, String>,
     /// Who planned it.
     pub owner: Owner,
 }

@@ -1,1 +1,459 @@
-//! What to do after any crash. E: placeholder
+//! What to do after any crash: facts in, one decision out. The only recovery path of the program, used at start, after
+//! every failed step, and by the tests that search for schedules which break the promise.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::batch::{BatchId, BatchPlan, CommitRecord};
+
+/// What storage says about one table.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TableFact {
+    /// Delta version; `None` = there is no table.
+    pub version: Option<i64>,
+    /// Last batch applied by this pipeline's log.
+    pub applied: Option<BatchId>,
+    /// (pipeline, pipeline id) of whoever created it; `None` = not tidegate.
+    pub made_by: Option<(String, String)>,
+}
+
+/// Everything that recovery may look at.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// Pipeline name.
+    pub pipeline: String,
+    /// Identity of the log.
+    pub pipeline_id: String,
+    /// What gives each table of the configuration its meaning, by table name.
+    pub meaning: BTreeMap<String, String>,
+    /// Newest plan in the log.
+    pub plan: Option<BatchPlan>,
+    /// Newest commit record in the log.
+    pub commit: Option<CommitRecord>,
+    /// The tables of the configuration, dead letters included.
+    pub tables: BTreeMap<String, TableFact>,
+}
+
+/// What happens next.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Decision {
+    /// Nothing has ever been planned: batch 0, from the recorded first offsets.
+    Begin,
+    /// The last batch is done: plan the one after it.
+    Plan {
+        /// The batch to plan.
+        batch: BatchId,
+    },
+    /// The last plan has no commit record: do exactly that batch again.
+    Replay(Box<BatchPlan>),
+    /// Going on could lose, double or change rows.
+    Halt(Inconsistency),
+}
+
+/// Why recovery refuses to go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Inconsistency {
+    /// Plans and commit records do not follow each other.
+    LogGap {
+        /// Newest plan.
+        plan: Option<BatchId>,
+        /// Newest commit record.
+        commit: Option<BatchId>,
+    },
+    /// The log belongs to another pipeline.
+    OtherPipeline {
+        /// Name in the log.
+        found: String,
+    },
+    /// Tables hold batches but the log is empty.
+    CheckpointLost {
+        /// A table that shows it.
+        table: String,
+    },
+    /// The folder of a table holds a table that this pipeline did not make.
+    ForeignTable {
+        /// The table.
+        table: String,
+        /// The pipeline that made it, if one did.
+        made_by: Option<String>,
+    },
+    /// A table holds a batch that the log has not planned.
+    TableAhead {
+        /// The table.
+        table: String,
+        /// What it holds.
+        applied: BatchId,
+        /// The newest batch in the log.
+        log: BatchId,
+    },
+    /// A table lacks batches that the log says are done.
+    TableBehind {
+        /// The table.
+        table: String,
+        /// What it holds.
+        applied: BatchId,
+        /// The newest batch that is done.
+        log: BatchId,
+    },
+    /// A table that carried batches is gone or was made anew.
+    TableLost {
+        /// The table.
+        table: String,
+        /// The newest batch that is done.
+        log: BatchId,
+    },
+    /// A table went back to an earlier version.
+    TableRestored {
+        /// The table.
+        table: String,
+        /// Its version now.
+        version: i64,
+        /// Its version when the last batch was committed.
+        was: i64,
+    },
+    /// The configuration gives stored rows another meaning than they had when they were written.
+    MeaningChanged {
+        /// The table.
+        table: String,
+        /// What the log says.
+        was: String,
+        /// What the configuration says.
+        now: String,
+    },
+}
+
+/// Decides what happens next. Total: every combination of facts has an answer.
+pub fn recover(facts: &Facts) -> Decision {
+    match inspect(facts) {
+        Ok(decision) => decision,
+        Err(inconsistency) => Decision::Halt(inconsistency),
+    }
+}
+
+fn inspect(facts: &Facts) -> Result<Decision, Inconsistency> {
+    let planned = facts.plan.as_ref().map(|p| p.batch);
+    let done = facts.commit.as_ref().map(|c| c.batch);
+    let decision = match (&facts.plan, done) {
+        (None, None) => Decision::Begin,
+        (Some(plan), None) if plan.batch == 0 => Decision::Replay(Box::new(plan.clone())),
+        (Some(plan), Some(done)) if plan.batch == done => Decision::Plan { batch: done + 1 },
+        (Some(plan), Some(done)) if plan.batch == done + 1 => Decision::Replay(Box::new(plan.clone())),
+        _ => return Err(Inconsistency::LogGap { plan: planned, commit: done }),
+    };
+    for found in
+        [facts.plan.as_ref().map(|p| &p.pipeline), facts.commit.as_ref().map(|c| &c.pipeline)].into_iter().flatten()
+    {
+        if *found != facts.pipeline {
+            return Err(Inconsistency::OtherPipeline { found: found.clone() });
+        }
+    }
+    check_meaning(facts)?;
+    for (table, fact) in &facts.tables {
+        check_table(facts, table, fact, planned, done)?;
+    }
+    Ok(decision)
+}
+
+/// A table that both the log and the configuration know must mean the same; new tables may appear, old ones may go.
+fn check_meaning(facts: &Facts) -> Result<(), Inconsistency> {
+    let Some(plan) = &facts.plan else { return Ok(()) };
+    for (table, was) in &plan.meaning {
+        if let Some(now) = facts.meaning.get(table).filter(|now| *now != was) {
+            return Err(Inconsistency::MeaningChanged { table: table.clone(), was: was.clone(), now: now.clone() });
+        }
+    }
+    Ok(())
+}
+
+fn check_table(
+    facts: &Facts,
+    table: &str,
+    fact: &TableFact,
+    planned: Option<BatchId>,
+    done: Option<BatchId>,
+) -> Result<(), Inconsistency> {
+    let name = || table.to_string();
+    let receipt = facts.commit.as_ref().and_then(|c| c.tables.get(table));
+    match (fact.applied, planned) {
+        (Some(_), None) => return Err(Inconsistency::CheckpointLost { table: name() }),
+        (Some(applied), Some(log)) if applied > log => {
+            return Err(Inconsistency::TableAhead { table: name(), applied, log });
+        }
+        (Some(applied), Some(_)) => {
+            if let Some(log) = done.filter(|done| applied < *done) {
+                return Err(Inconsistency::TableBehind { table: name(), applied, log });
+            }
+        }
+        (None, _) if receipt.is_some() => {
+            return Err(Inconsistency::TableLost { table: name(), log: done.unwrap_or_default() });
+        }
+        (None, _) => check_unused_table(facts, table, fact, planned)?,
+    }
+    match (receipt, fact.version) {
+        (Some(receipt), Some(version)) if version < receipt.delta_version => {
+            Err(Inconsistency::TableRestored { table: name(), version, was: receipt.delta_version })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A table without our batches is fine when it does not exist, or when a crash fell between its creation and its first
+/// batch.
+fn check_unused_table(
+    facts: &Facts,
+    table: &str,
+    fact: &TableFact,
+    planned: Option<BatchId>,
+) -> Result<(), Inconsistency> {
+    if fact.version.is_none() {
+        return Ok(());
+    }
+    match &fact.made_by {
+        Some((_, id)) if *id == facts.pipeline_id && planned.is_some() => Ok(()),
+        Some((pipeline, _)) if *pipeline == facts.pipeline => {
+            Err(Inconsistency::CheckpointLost { table: table.to_string() })
+        }
+        made_by => Err(Inconsistency::ForeignTable {
+            table: table.to_string(),
+            made_by: made_by.as_ref().map(|(pipeline, _)| pipeline.clone()),
+        }),
+    }
+}
+
+impl fmt::Display for Inconsistency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Inconsistency::LogGap { plan, commit } => {
+                let show = |id: &Option<BatchId>| id.map_or("none".to_string(), |id| id.to_string());
+                write!(f, "the checkpoint log has a gap: newest plan {}, newest commit {}", show(plan), show(commit))
+            }
+            Inconsistency::OtherPipeline { found } => {
+                write!(f, "the checkpoint log belongs to pipeline `{found}`")
+            }
+            Inconsistency::CheckpointLost { table } => {
+                write!(
+                    f,
+                    "the checkpoint was lost: table {table} holds batches of this pipeline, but the log is empty or new"
+                )
+            }
+            Inconsistency::ForeignTable { table, made_by: Some(pipeline) } => {
+                write!(f, "table {table} exists and belongs to pipeline `{pipeline}`")
+            }
+            Inconsistency::ForeignTable { table, made_by: None } => {
+                write!(f, "table {table} exists and was not made by tidegate")
+            }
+            Inconsistency::TableAhead { table, applied, log } => {
+                write!(f, "table {table} holds batch {applied}, but the log ends at batch {log}")
+            }
+            Inconsistency::TableBehind { table, applied, log } => {
+                write!(f, "table {table} holds batch {applied} only, but the log says batch {log} is done")
+            }
+            Inconsistency::TableLost { table, log } => {
+                write!(
+                    f,
+                    "table {table} was dropped or made anew: it no longer holds batch {log}, which the log says is done"
+                )
+            }
+            Inconsistency::TableRestored { table, version, was } => {
+                write!(f, "table {table} was restored: it is at version {version}, the last batch left it at {was}")
+            }
+            Inconsistency::MeaningChanged { table, was, now } => {
+                write!(
+                    f,
+                    "the configuration gives the rows of {table} another meaning: they were written with [{was}], now it says [{now}]"
+                )
+            }
+        }
+    }
+}
+
+impl Inconsistency {
+    /// What to do about it.
+    pub fn help(&self) -> Vec<String> {
+        let lines: &[&str] = match self {
+            Inconsistency::LogGap { .. } => &[
+                "an object of the log was deleted or copied by hand; restore the folder from a backup",
+                "or give the pipeline a new `name` and a new `lake` to start over",
+            ],
+            Inconsistency::OtherPipeline { .. } => {
+                &["point `checkpoints` at this pipeline's own folder, or restore the pipeline's `name`"]
+            }
+            Inconsistency::CheckpointLost { .. } => &[
+                "restore the checkpoint folder from a backup: starting over would read rows twice",
+                "or give the pipeline a new `name` and a new `lake` to start over",
+            ],
+            Inconsistency::ForeignTable { .. } => {
+                &["choose another table name or another `lake`; tidegate never writes into a table that is not its own"]
+            }
+            Inconsistency::TableAhead { .. } => &[
+                "the checkpoint folder is older than the tables: restore its newest copy",
+                "is another runner using the same lake with another checkpoint folder?",
+            ],
+            Inconsistency::TableBehind { .. } | Inconsistency::TableRestored { .. } => &[
+                "was the table restored to an older version? undo the restore (RESTORE TABLE to the version named above)",
+                "or give the pipeline a new `name` and a new `lake` to rebuild every table from the source",
+            ],
+            Inconsistency::TableLost { .. } => &[
+                "bring the table's folder back from a backup",
+                "or give the pipeline a new `name` and a new `lake` to rebuild every table from the source",
+            ],
+            Inconsistency::MeaningChanged { .. } => &[
+                "undo the change in the pipeline file",
+                "or write to a new table: rename it in the file, and it starts with the next batch",
+            ],
+        };
+        lines.iter().map(|line| line.to_string()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::batch::{FORMAT_VERSION, Owner, Receipt};
+    use chrono::DateTime;
+
+    fn plan(batch: BatchId) -> BatchPlan {
+        BatchPlan {
+            version: FORMAT_VERSION,
+            batch,
+            pipeline: "orders".into(),
+            batch_time: DateTime::UNIX_EPOCH,
+            sources: BTreeMap::new(),
+            watermarks: BTreeMap::new(),
+            pinned: BTreeMap::new(),
+            meaning: BTreeMap::from([("silver".to_string(), "upsert key=id".to_string())]),
+            owner: Owner { run_id: "r".into(), host: "h".into(), pid: 1 },
+        }
+    }
+
+    fn commit(batch: BatchId) -> CommitRecord {
+        CommitRecord {
+            version: FORMAT_VERSION,
+            batch,
+            pipeline: "orders".into(),
+            offsets: BTreeMap::new(),
+            next_watermarks: BTreeMap::new(),
+            tables: BTreeMap::from([("silver".to_string(), Receipt { delta_version: 7, ..Receipt::default() })]),
+            input_rows: 0,
+            input_bytes: 0,
+            dead_letters: 0,
+            expectations: BTreeMap::new(),
+            duration_ms: BTreeMap::new(),
+            committed_at: DateTime::UNIX_EPOCH,
+        }
+    }
+
+    fn facts(planned: Option<BatchId>, done: Option<BatchId>, applied: Option<BatchId>) -> Facts {
+        let version = applied.map(|_| 7);
+        let made_by = applied.map(|_| ("orders".to_string(), "id".to_string()));
+        Facts {
+            pipeline: "orders".into(),
+            pipeline_id: "id".into(),
+            meaning: BTreeMap::from([("silver".to_string(), "upsert key=id".to_string())]),
+            plan: planned.map(plan),
+            commit: done.map(commit),
+            tables: BTreeMap::from([("silver".to_string(), TableFact { version, applied, made_by })]),
+        }
+    }
+
+    fn halts(facts: &Facts) -> Inconsistency {
+        match recover(facts) {
+            Decision::Halt(why) => why,
+            other => panic!("expected a halt, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_empty_log_and_no_tables_begin_at_batch_0() {
+        assert_eq!(recover(&facts(None, None, None)), Decision::Begin);
+    }
+
+    #[test]
+    fn a_plan_without_a_commit_record_is_replayed_whether_or_not_the_table_has_it() {
+        assert_eq!(recover(&facts(Some(0), None, None)), Decision::Replay(Box::new(plan(0))));
+        assert_eq!(recover(&facts(Some(0), None, Some(0))), Decision::Replay(Box::new(plan(0))));
+        assert_eq!(recover(&facts(Some(4), Some(3), Some(3))), Decision::Replay(Box::new(plan(4))));
+        assert_eq!(recover(&facts(Some(4), Some(3), Some(4))), Decision::Replay(Box::new(plan(4))));
+    }
+
+    #[test]
+    fn a_finished_batch_is_followed_by_the_next_one() {
+        assert_eq!(recover(&facts(Some(3), Some(3), Some(3))), Decision::Plan { batch: 4 });
+    }
+
+    #[test]
+    fn a_log_that_skips_a_batch_halts() {
+        assert!(matches!(halts(&facts(Some(5), Some(3), Some(3))), Inconsistency::LogGap { .. }));
+        assert!(matches!(halts(&facts(None, Some(3), Some(3))), Inconsistency::LogGap { .. }));
+        assert!(matches!(halts(&facts(Some(1), None, Some(0))), Inconsistency::LogGap { .. }));
+    }
+
+    #[test]
+    fn a_table_ahead_of_the_log_halts() {
+        assert!(matches!(
+            halts(&facts(Some(3), Some(3), Some(4))),
+            Inconsistency::TableAhead { applied: 4, log: 3, .. }
+        ));
+    }
+
+    #[test]
+    fn a_table_behind_a_finished_batch_halts() {
+        assert!(matches!(halts(&facts(Some(3), Some(3), Some(2))), Inconsistency::TableBehind { .. }));
+    }
+
+    #[test]
+    fn a_table_that_vanished_or_was_made_anew_halts() {
+        assert!(matches!(halts(&facts(Some(3), Some(3), None)), Inconsistency::TableLost { .. }));
+    }
+
+    #[test]
+    fn a_table_with_batches_but_no_log_is_a_lost_checkpoint() {
+        assert!(matches!(halts(&facts(None, None, Some(3))), Inconsistency::CheckpointLost { .. }));
+        let mut new_log = facts(None, None, None);
+        let made_by = Some(("orders".to_string(), "an earlier id".to_string()));
+        new_log.tables.insert("silver".into(), TableFact { version: Some(7), applied: None, made_by });
+        assert!(matches!(halts(&new_log), Inconsistency::CheckpointLost { .. }));
+    }
+
+    #[test]
+    fn somebody_elses_table_halts() {
+        let mut foreign = facts(None, None, None);
+        foreign.tables.insert("silver".into(), TableFact { version: Some(7), applied: None, made_by: None });
+        assert!(matches!(halts(&foreign), Inconsistency::ForeignTable { made_by: None, .. }));
+        let made_by = Some(("billing".to_string(), "x".to_string()));
+        foreign.tables.insert("silver".into(), TableFact { version: Some(7), applied: None, made_by });
+        assert!(matches!(halts(&foreign), Inconsistency::ForeignTable { made_by: Some(_), .. }));
+    }
+
+    #[test]
+    fn a_table_created_but_not_written_when_the_runner_died_is_ours() {
+        let mut crashed = facts(Some(0), None, None);
+        let made_by = Some(("orders".to_string(), "id".to_string()));
+        crashed.tables.insert("silver".into(), TableFact { version: Some(0), applied: None, made_by });
+        assert_eq!(recover(&crashed), Decision::Replay(Box::new(plan(0))));
+    }
+
+    #[test]
+    fn a_restored_table_halts() {
+        let mut restored = facts(Some(3), Some(3), Some(3));
+        restored.tables.get_mut("silver").expect("there").version = Some(5);
+        assert!(matches!(halts(&restored), Inconsistency::TableRestored { version: 5, was: 7, .. }));
+    }
+
+    #[test]
+    fn a_changed_key_halts_but_a_new_table_does_not() {
+        let mut changed = facts(Some(3), Some(3), Some(3));
+        changed.meaning.insert("gold".into(), "append".into());
+        changed.tables.insert("gold".into(), TableFact::default());
+        assert_eq!(recover(&changed), Decision::Plan { batch: 4 });
+        changed.meaning.insert("silver".into(), "upsert key=other".into());
+        assert!(matches!(halts(&changed), Inconsistency::MeaningChanged { .. }));
+    }
+
+    #[test]
+    fn a_log_copied_from_another_pipeline_halts() {
+        let mut copied = facts(Some(3), Some(3), Some(3));
+        copied.pipeline = "billing".into();
+        assert!(matches!(halts(&copied), Inconsistency::OtherPipeline { .. }));
+    }
+}

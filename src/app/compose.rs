@@ -1,0 +1,133 @@
+//! From a pipeline file to the parts of a runner.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+
+use super::Failure;
+use crate::checkpoint::log::ObjectLog;
+use crate::checkpoint::{CheckpointLog, Identity};
+use crate::cli::Global;
+use crate::config::spec::PipelineSpec;
+use crate::config::{self, Loaded};
+use crate::error::Result;
+use crate::model::batch::{FORMAT_VERSION, Owner};
+use crate::runner::Parts;
+use crate::runner::clock::{Clock, SystemClock};
+use crate::runner::event::Observer;
+use crate::source::{self, Source};
+use crate::storage;
+use crate::table::{self, Lookup, Maker, Table};
+use crate::transform::compile::{self, Compiled};
+
+/// A pipeline that has passed every check that needs no source and no table.
+pub(super) struct Checked {
+    pub spec: PipelineSpec,
+    pub compiled: Arc<Compiled>,
+    pub lookups: BTreeMap<String, Box<dyn Lookup>>,
+}
+
+/// Loads and checks a file, SQL included; every problem is in one report.
+pub(super) async fn check(global: &Global, file: &Path) -> Result<Checked, Failure> {
+    let options = config::LoadOptions::from_environment(global.target.clone());
+    let Loaded { spec, document } = config::load(file, &options)?;
+    let mut lookups: BTreeMap<String, Box<dyn Lookup>> = BTreeMap::new();
+    let mut schemas: BTreeMap<String, SchemaRef> = BTreeMap::new();
+    let mut report = document.report();
+    for (name, lookup) in &spec.lookups {
+        let opened = async {
+            let mut lookup = table::lookup::open(name, lookup)?;
+            let schema = lookup.schema().await?;
+            Ok::<_, crate::error::Error>((lookup, schema))
+        };
+        match opened.await {
+            Ok((lookup, schema)) => {
+                lookups.insert(name.clone(), lookup);
+                schemas.insert(name.clone(), schema);
+            }
+            Err(error) => report.add_at(&["lookups", name], error.to_string(), error.help_lines().first().cloned()),
+        }
+    }
+    if !report.is_empty() {
+        return Err(report.into());
+    }
+    match compile::compile(&spec, &schemas) {
+        Ok(compiled) => Ok(Checked { spec, compiled: Arc::new(compiled), lookups }),
+        Err(problems) => {
+            for problem in problems {
+                report.add_sql(problem);
+            }
+            Err(report.into())
+        }
+    }
+}
+
+/// This process, for plans and messages.
+#[allow(clippy::disallowed_methods, reason = "identities are made here")]
+pub(super) fn owner() -> Owner {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .ok()
+        .map(|name| name.trim().to_string())
+        .or_else(|| std::env::var("HOSTNAME").ok())
+        .unwrap_or_else(|| "unknown".to_string());
+    Owner { run_id: uuid::Uuid::new_v4().to_string(), host, pid: std::process::id() }
+}
+
+/// The pipeline's log.
+pub(super) fn open_log(spec: &PipelineSpec) -> Result<ObjectLog> {
+    let folder = format!("{}/{}", spec.checkpoints.trim_end_matches('/'), spec.name);
+    Ok(ObjectLog::new(storage::open(&folder)?))
+}
+
+/// The identity in the log, or a new one that is not written yet.
+#[allow(clippy::disallowed_methods, reason = "identities are made here")]
+pub(super) fn new_identity(spec: &PipelineSpec, owner: &Owner) -> Identity {
+    Identity {
+        version: FORMAT_VERSION,
+        pipeline_id: uuid::Uuid::new_v4().to_string(),
+        pipeline: spec.name.clone(),
+        created_by: owner.clone(),
+    }
+}
+
+/// The tables of the pipeline in graph order, dead letters last.
+pub(super) fn open_tables(checked: &Checked, identity: &Identity) -> Result<Vec<Box<dyn Table>>> {
+    let lake = storage::open(&checked.spec.lake)?;
+    let maker = Maker { pipeline: checked.spec.name.clone(), pipeline_id: identity.pipeline_id.clone() };
+    checked
+        .compiled
+        .table_definitions(&checked.spec, &maker)
+        .into_iter()
+        .map(|definition| table::delta::open(&lake, definition))
+        .collect()
+}
+
+/// The sources of the pipeline.
+pub(super) fn open_sources(spec: &PipelineSpec) -> Result<BTreeMap<String, Box<dyn Source>>> {
+    spec.sources.iter().map(|(name, source)| Ok((name.clone(), source::open(name, source)?))).collect()
+}
+
+/// A runner's parts.
+pub(super) fn parts(
+    checked: Checked,
+    identity: &Identity,
+    owner: Owner,
+    log: Box<dyn CheckpointLog>,
+    observer: Box<dyn Observer>,
+) -> Result<Parts> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    Ok(Parts {
+        tables: open_tables(&checked, identity)?,
+        sources: open_sources(&checked.spec)?,
+        pipeline_id: identity.pipeline_id.clone(),
+        owner,
+        transform: checked.compiled,
+        lookups: checked.lookups,
+        log,
+        clock,
+        observer,
+        spec: checked.spec,
+    })
+}

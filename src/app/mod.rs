@@ -1,0 +1,123 @@
+//! Where everything is joined: one module a subcommand, and the composition of a pipeline from its parts.
+
+mod compose;
+mod init;
+mod output;
+mod plan;
+mod progress;
+mod run;
+mod status;
+mod validate;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::CommandFactory;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{Cli, Command, Global, LogFormat, Output};
+use crate::config::report::Report;
+use crate::error::{Error, ErrorKind, Result};
+
+/// How a command ended: what goes to stdout, and the exit code.
+pub(crate) struct Outcome {
+    /// Printed as it is with `--output text`.
+    text: String,
+    /// Printed on one line with `--output json`.
+    json: serde_json::Value,
+    code: u8,
+}
+
+/// A failure: of the configuration, with positions, or of anything else.
+pub(crate) enum Failure {
+    Report(Box<Report>),
+    Error(Box<Error>),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Error(Box::new(error))
+    }
+}
+
+impl From<Report> for Failure {
+    fn from(report: Report) -> Self {
+        Failure::Report(Box::new(report))
+    }
+}
+
+/// Runs a command line to its exit code.
+pub fn main(cli: Cli) -> ExitCode {
+    if let Err(error) = start_logging(&cli.global) {
+        return finish(&cli.global, Err(error.into()));
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let error = Error::failed("the async runtime did not start").caused_by(error);
+            return finish(&cli.global, Err(error.into()));
+        }
+    };
+    let outcome = runtime.block_on(dispatch(&cli));
+    // Detached work (a metadata refresh of librdkafka, say) must not hold up the exit.
+    runtime.shutdown_background();
+    finish(&cli.global, outcome)
+}
+
+async fn dispatch(cli: &Cli) -> Result<Outcome, Failure> {
+    let global = &cli.global;
+    match &cli.command {
+        Command::Init(args) => init::init(args).await,
+        Command::Validate(args) => validate::validate(global, args).await,
+        Command::Plan(args) => plan::plan(global, args).await,
+        Command::Run(args) => run::run(global, args).await,
+        Command::Status(args) => status::status(global, args).await,
+        Command::Schema => {
+            let schema = crate::config::json_schema();
+            Ok(Outcome { text: format!("{schema:#}\n"), json: schema, code: 0 })
+        }
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "tidegate", &mut script);
+            let text = String::from_utf8_lossy(&script).into_owned();
+            Ok(Outcome { json: serde_json::json!({ "script": text }), text, code: 0 })
+        }
+    }
+}
+
+fn start_logging(global: &Global) -> Result<()> {
+    let filter = EnvFilter::try_new(&global.log).map_err(|error| {
+        Error::new(ErrorKind::Usage, format!("--log `{}` is not a filter", global.log))
+            .caused_by(error)
+            .help("write a level (error, warn, info, debug, trace) or something like `tidegate=debug,warn`")
+    })?;
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match global.log_format {
+        LogFormat::Text => subscriber.with_target(false).init(),
+        LogFormat::Json => subscriber.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+/// Prints the outcome: logs and errors on stderr first, then the result as the last bytes on stdout.
+fn finish(global: &Global, outcome: Result<Outcome, Failure>) -> ExitCode {
+    let (text, json, code) = match outcome {
+        Ok(outcome) => (outcome.text, outcome.json, outcome.code),
+        Err(failure) => {
+            let (report, json, code) = match failure {
+                Failure::Report(report) => (report.render(), report.to_json(), ErrorKind::Config.exit_code()),
+                Failure::Error(error) => (error.report(), output::error_json(&error), error.kind().exit_code()),
+            };
+            eprint!("{report}");
+            (String::new(), serde_json::json!({ "version": 1, "status": "failed", "error": json }), code)
+        }
+    };
+    // A closed pipe (`| head`) is not an error worth a message.
+    let mut stdout = std::io::stdout().lock();
+    let _ = match global.output {
+        Output::Text => stdout.write_all(text.as_bytes()),
+        Output::Json => writeln!(stdout, "{json}"),
+    };
+    let _ = stdout.flush();
+    ExitCode::from(code)
+}

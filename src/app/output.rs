@@ -1,0 +1,135 @@
+//! Numbers, tables and JSON as people and programs read them.
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, Table};
+use serde_json::{Value, json};
+
+use crate::error::Error;
+use crate::model::batch::{BatchPlan, CommitRecord, Owner};
+
+/// The `error` member of a result.
+pub(super) fn error_json(error: &Error) -> Value {
+    json!({
+        "kind": error.kind().as_str(),
+        "exit_code": error.kind().exit_code(),
+        "message": error.to_string(),
+        "help": error.help_lines(),
+    })
+}
+
+/// A finished batch in a result.
+pub(super) fn batch_json(record: &CommitRecord) -> Value {
+    json!({
+        "batch_id": record.batch,
+        "input_rows": record.input_rows,
+        "input_bytes": record.input_bytes,
+        "offsets": record.offsets,
+        "dead_letters": record.dead_letters,
+        "expectations": record.expectations,
+        "duration_ms": record.duration_ms,
+        "tables": record.tables,
+        "committed_at": record.committed_at,
+    })
+}
+
+/// One batch with the field names of Spark's `StreamingQueryProgress` (`progress.scala`), for dashboards that know them.
+pub(super) fn progress_json(plan: &BatchPlan, record: &CommitRecord, pipeline_id: &str, owner: &Owner) -> Value {
+    let total = record.duration_ms.get("triggerExecution").copied().unwrap_or_default();
+    let rate = record.input_rows as f64 * 1000.0 / total.max(1) as f64;
+    let sources: Vec<Value> = plan
+        .sources
+        .iter()
+        .map(|(name, ranges)| {
+            let mut start = std::collections::BTreeMap::new();
+            let mut end = std::collections::BTreeMap::new();
+            for (partition, range) in &ranges.0 {
+                start.insert(partition.clone(), range.from);
+                end.insert(partition.clone(), range.until);
+            }
+            json!({
+                "description": name,
+                "startOffset": crate::model::offset::Offsets(start),
+                "endOffset": crate::model::offset::Offsets(end),
+                "numInputRows": record.input_rows,
+            })
+        })
+        .collect();
+    let written: u64 = record.tables.values().map(|receipt| receipt.inserted + receipt.updated).sum();
+    json!({
+        "id": pipeline_id,
+        "runId": owner.run_id,
+        "name": plan.pipeline,
+        "timestamp": plan.batch_time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
+        "batchId": record.batch,
+        "batchDuration": total,
+        "numInputRows": record.input_rows,
+        "processedRowsPerSecond": (rate * 10.0).round() / 10.0,
+        "durationMs": record.duration_ms,
+        "stateOperators": [],
+        "sources": sources,
+        "sink": { "description": "Delta", "numOutputRows": written },
+    })
+}
+
+/// `1234567` as `1,234,567`.
+pub(super) fn grouped(number: impl TryInto<i128>) -> String {
+    let Ok(number) = number.try_into() else { return "?".to_string() };
+    let digits = number.unsigned_abs().to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    if number < 0 { format!("-{text}") } else { text }
+}
+
+/// `1 batch`, `2 batches`.
+pub(super) fn counted(number: u64, one: &str, many: &str) -> String {
+    format!("{} {}", grouped(number), if number == 1 { one } else { many })
+}
+
+/// Milliseconds as `870 ms` or `1.9 s`.
+pub(super) fn duration(milliseconds: u64) -> String {
+    match milliseconds {
+        0..=999 => format!("{milliseconds} ms"),
+        1_000..=119_999 => format!("{:.1} s", milliseconds as f64 / 1000.0),
+        _ => format!("{} min {} s", milliseconds / 60_000, milliseconds / 1000 % 60),
+    }
+}
+
+/// Columns aligned with spaces: the first `left` columns to the left, the others (numbers) to the right.
+pub(super) fn aligned(header: &[&str], rows: &[Vec<String>], left: usize) -> String {
+    let mut table = Table::new();
+    table.load_preset(NOTHING).set_header(header.to_vec());
+    for row in rows {
+        table.add_row(row.clone());
+    }
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((if index == 0 { 2 } else { 1 }, 1));
+        column.set_cell_alignment(if index < left { CellAlignment::Left } else { CellAlignment::Right });
+    }
+    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_string()).collect();
+    lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped_by_thousands() {
+        for (number, text) in [(0i64, "0"), (999, "999"), (1000, "1,000"), (-1234567, "-1,234,567")] {
+            assert_eq!(grouped(number), text);
+        }
+    }
+
+    #[test]
+    fn durations_change_their_unit() {
+        assert_eq!(
+            (duration(870), duration(1900), duration(125_000)),
+            ("870 ms".into(), "1.9 s".into(), "2 min 5 s".into())
+        );
+    }
+}

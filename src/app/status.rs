@@ -1,0 +1,97 @@
+//! `tidegate status`: where a pipeline stands. Reads only.
+
+use serde_json::{Value, json};
+
+use super::output::{aligned, grouped};
+use super::{Failure, Outcome, compose};
+use crate::checkpoint::CheckpointLog;
+use crate::cli::{Global, StatusArgs};
+use crate::error::Result;
+use crate::model::recover::{Decision, recover};
+use crate::runner::Runner;
+use crate::runner::event::Event;
+use crate::{storage, table};
+
+pub(super) async fn status(global: &Global, args: &StatusArgs) -> Result<Outcome, Failure> {
+    let checked = compose::check(global, &args.pipeline.file).await?;
+    let spec = checked.spec.clone();
+    let owner = compose::owner();
+    let log = compose::open_log(&spec)?;
+    let location = log.location();
+    let identity = log.identity().await?;
+    let mut text = format!("{}: {}\n", spec.name, spec.file.display());
+    let Some(identity) = identity else {
+        text.push_str(&format!("  never ran: no checkpoint at {location}\n"));
+        let json = json!({ "version": 1, "status": "ok", "pipeline": spec.name, "state": "never_ran" });
+        return Ok(Outcome { text, json, code: 0 });
+    };
+    let parts = compose::parts(checked, &identity, owner, Box::new(log), Box::new(|_: &Event| {}))?;
+    let mut runner = Runner::new(parts);
+    let facts = runner.observe().await?;
+    let state = match recover(&facts) {
+        Decision::Begin => "no batch yet".to_string(),
+        Decision::Plan { batch } => format!("batch {} is done", batch - 1),
+        Decision::Replay(plan) => format!("batch {} was begun and not finished; the next run finishes it", plan.batch),
+        Decision::Halt(why) => format!("halted: {why}"),
+    };
+    text.push_str(&format!("  {state}"));
+    if let Some(commit) = &facts.commit {
+        let at = commit.committed_at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+        text.push_str(&format!(", last commit {at} ({} rows)", grouped(commit.input_rows)));
+    }
+    text.push_str(&format!("\n  checkpoint {location}\n"));
+
+    let mut backlog: Option<i64> = None;
+    if !args.offline {
+        let ends = runner.ends().await?;
+        let position = facts.commit.as_ref().map(|commit| commit.offsets.clone()).unwrap_or_default();
+        let left = ends.iter().map(|(name, end)| {
+            let from = position.get(name).cloned().unwrap_or_default();
+            let known = from.ranges_to(end).len();
+            let new: i64 = end.0.iter().filter(|(p, _)| !from.0.contains_key(p)).map(|(_, &until)| until).sum();
+            known + new
+        });
+        let left: i64 = left.sum();
+        text.push_str(&format!("  backlog {} offsets\n", grouped(left)));
+        backlog = Some(left);
+    }
+
+    let lake = storage::open(&spec.lake)?;
+    let (mut rows, mut previews, mut tables) = (Vec::new(), String::new(), Vec::<Value>::new());
+    for name in facts.tables.keys() {
+        let glance = table::glance::glance(&lake, name, args.rows).await?;
+        let Some(glance) = glance else {
+            rows.push(vec![name.clone(), "-".into(), "-".into(), "-".into(), "-".into(), "-".into()]);
+            tables.push(json!({ "name": name, "version": null }));
+            continue;
+        };
+        let applied = facts.tables.get(name).and_then(|fact| fact.applied);
+        rows.push(vec![
+            name.clone(),
+            glance.version.to_string(),
+            applied.map_or("-".to_string(), |batch| batch.to_string()),
+            grouped(glance.rows),
+            grouped(glance.files),
+            grouped(glance.bytes),
+        ]);
+        if args.rows > 0 {
+            previews.push_str(&format!("\n{name}\n{}\n", glance.preview));
+        }
+        tables.push(json!({
+            "name": name, "version": glance.version, "batch": applied, "rows": glance.rows,
+            "files": glance.files, "bytes": glance.bytes,
+        }));
+    }
+    text.push_str(&aligned(&["table", "version", "batch", "rows", "files", "bytes"], &rows, 1));
+    text.push_str(&previews);
+    let json = json!({
+        "version": 1,
+        "status": "ok",
+        "pipeline": spec.name,
+        "state": state,
+        "last_commit": facts.commit.as_ref().map(super::output::batch_json),
+        "backlog": backlog,
+        "tables": tables,
+    });
+    Ok(Outcome { text, json, code: 0 })
+}

@@ -1,0 +1,58 @@
+//! `tidegate validate`: every check that needs no source and no table.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::{Failure, Outcome, compose};
+use crate::cli::{Global, ValidateArgs};
+use crate::error::{Context, Error, ErrorKind, Result};
+
+pub(super) async fn validate(global: &Global, args: &ValidateArgs) -> Result<Outcome, Failure> {
+    let files = expand(&args.files)?;
+    let (mut text, mut results, mut bad) = (String::new(), Vec::new(), 0);
+    for file in &files {
+        match compose::check(global, file).await {
+            Ok(checked) => {
+                let tables: Vec<&str> = checked.spec.tables.iter().map(|table| table.name.as_str()).collect();
+                text.push_str(&format!("{}: ok, {}\n", file.display(), tables.join(" → ")));
+                results.push(json!({ "file": file, "ok": true, "pipeline": checked.spec.name, "tables": tables }));
+            }
+            Err(failure) => {
+                bad += 1;
+                let (report, problems) = match failure {
+                    Failure::Report(report) => (report.render(), report.to_json()),
+                    Failure::Error(error) => (error.report(), super::output::error_json(&error)),
+                };
+                eprint!("{report}");
+                results.push(json!({ "file": file, "ok": false, "problems": problems }));
+            }
+        }
+    }
+    let json = json!({ "version": 1, "status": if bad == 0 { "ok" } else { "failed" }, "files": results });
+    Ok(Outcome { text, json, code: if bad == 0 { 0 } else { ErrorKind::Config.exit_code() } })
+}
+
+/// Folders stand for the pipeline files in them; tests and lookups' descriptions live elsewhere.
+fn expand(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            files.push(path.clone());
+            continue;
+        }
+        let entries =
+            std::fs::read_dir(path).context(ErrorKind::Usage, format!("folder {} cannot be read", path.display()))?;
+        let mut found: Vec<PathBuf> = entries
+            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+            .filter(|path| path.extension().is_some_and(|ext| ext == "yaml" || ext == "yml"))
+            .filter(|path| !path.to_string_lossy().contains(".test."))
+            .collect();
+        if found.is_empty() {
+            return Err(Error::new(ErrorKind::Usage, format!("folder {} holds no .yaml file", path.display())));
+        }
+        found.sort();
+        files.extend(found);
+    }
+    Ok(files)
+}

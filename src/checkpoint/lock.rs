@@ -1,0 +1,53 @@
+//! One runner per pipeline on one host: a lock file, released by the kernel when the process dies, however it dies.
+//!
+//! A courtesy that turns a race into a clear message at once. The guarantee between hosts is the log's put-if-absent
+//! and Delta's txn; no correctness rests on this file.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::model::batch::Owner;
+
+/// Held as long as it lives.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// Takes the lock of a log in a local folder, which is created if there is none.
+pub fn acquire(folder: &Path, pipeline: &str, owner: &Owner) -> Result<Lock> {
+    let path = folder.join("lock");
+    let failed = || format!("the lock file {} could not be opened; nothing was read or written", path.display());
+    std::fs::create_dir_all(folder).context(ErrorKind::Unavailable, failed())?;
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .context(ErrorKind::Unavailable, failed())?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(held(&mut file, pipeline)),
+        // A file system without locks: the log's put-if-absent still decides.
+        Err(TryLockError::Error(error)) => {
+            tracing::debug!(%error, path = %path.display(), "no lock on this file system");
+            return Ok(Lock { _file: file });
+        }
+    }
+    // Best effort: the text only serves the message that another runner would print.
+    let text = serde_json::to_string(owner).unwrap_or_default();
+    let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(text.as_bytes()));
+    Ok(Lock { _file: file })
+}
+
+fn held(file: &mut File, pipeline: &str) -> Error {
+    let mut text = String::new();
+    let _ = file.read_to_string(&mut text);
+    let by = serde_json::from_str::<Owner>(&text)
+        .map_or("another process".to_string(), |owner| format!("pid {} on host {}", owner.pid, owner.host));
+    Error::new(ErrorKind::Busy, format!("another runner owns pipeline `{pipeline}`: {by}"))
+        .help("this runner read and wrote nothing; wait for the other to finish, or stop it, and run again")
+}

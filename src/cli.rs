@@ -1,0 +1,151 @@
+//! The command line. The doc comments here are the help text.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Kafka to trustworthy Delta tables: micro-batch ETL, exactly once, in one binary.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tidegate",
+    version,
+    propagate_version = true,
+    after_help = "Exit codes: 0 done or nothing to do, 1 failed, 2 usage, 65 data broke a rule, 66 offsets lost,\n\
+                  69 broker or storage unreachable, 75 another runner, 78 configuration, 99 nothing to do (if asked for)."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Overlay of the pipeline file's `targets:` to apply
+    #[arg(short, long, global = true, env = "TIDEGATE_TARGET", value_name = "NAME")]
+    pub target: Option<String>,
+    /// Form of the result on stdout; json is one line, the very last bytes of the process
+    #[arg(long, global = true, env = "TIDEGATE_OUTPUT", value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+    /// Form of the logs on stderr
+    #[arg(long, global = true, env = "TIDEGATE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// What is logged: error, warn, info, debug, trace, or a filter such as `tidegate=debug,warn`
+    #[arg(long, global = true, env = "TIDEGATE_LOG", default_value = "warn", value_name = "FILTER")]
+    pub log: String,
+    /// Progress on stderr: a bar on a terminal, one line a batch elsewhere
+    #[arg(long, global = true, env = "TIDEGATE_PROGRESS", value_enum, default_value_t = Progress::Auto)]
+    pub progress: Progress,
+}
+
+/// Form of the result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// One line of JSON.
+    Json,
+}
+
+/// Form of the logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Form of the progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Progress {
+    /// A bar on a terminal, lines elsewhere.
+    Auto,
+    /// A bar.
+    Bar,
+    /// One line a batch.
+    Lines,
+    /// Nothing.
+    None,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Write an example pipeline, its lookup and a .gitignore into a folder
+    Init(InitArgs),
+    /// Check pipeline files, SQL included, without touching Kafka or a table; reports every problem at once
+    Validate(ValidateArgs),
+    /// Show what the next batch would read and write, and the tables it would create; writes nothing
+    Plan(PipelineArgs),
+    /// Run a pipeline
+    Run(RunArgs),
+    /// Show where a pipeline stands: last batch, backlog, tables
+    Status(StatusArgs),
+    /// Print the JSON Schema of pipeline files, for editors
+    Schema,
+    /// Print a shell completion script
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// A pipeline file.
+#[derive(Debug, Args)]
+pub struct PipelineArgs {
+    /// Pipeline file
+    #[arg(env = "TIDEGATE_FILE", value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+/// Arguments of `init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Folder to write into; created if there is none
+    #[arg(default_value = ".", value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Name of the pipeline
+    #[arg(long, default_value = "orders")]
+    pub name: String,
+}
+
+/// Arguments of `validate`.
+#[derive(Debug, Args)]
+pub struct ValidateArgs {
+    /// Pipeline files, or folders of them
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+}
+
+/// Arguments of `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The pipeline.
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
+    /// When batches run, instead of the file's `trigger:`: once, available_now, or an interval such as 30s
+    #[arg(long, env = "TIDEGATE_TRIGGER", value_name = "TRIGGER")]
+    pub trigger: Option<String>,
+    /// Exit code when there was nothing to read; 99 makes an Airflow task "skipped"
+    #[arg(long, env = "TIDEGATE_NO_DATA_EXIT_CODE", value_name = "CODE")]
+    pub no_data_exit_code: Option<u8>,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// The pipeline.
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
+    /// Show this many rows of each table too
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub rows: usize,
+    /// Do not ask the source for its end (no backlog shown)
+    #[arg(long)]
+    pub offline: bool,
+}

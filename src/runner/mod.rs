@@ -1,0 +1,334 @@
+//! The heart: observes, decides, and walks batches. Sees ports only.
+//!
+//! [`Runner::run`] is trigger × step × shutdown; [`Runner::step`] is one walk (`step.rs`). After any failure the runner
+//! forgets what it knew: the next step observes storage again, so there is exactly one way to recover.
+
+pub mod clock;
+pub mod event;
+mod shaping;
+mod step;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::checkpoint::CheckpointLog;
+use crate::config::spec::{From, PipelineSpec, TableSpec, WriteSpec};
+use crate::error::{Certainty, Error, ErrorKind, Result};
+use crate::model::batch::{BatchId, CommitRecord, Owner};
+use crate::model::offset::Offsets;
+use crate::model::recover::{self, Decision, Facts, TableFact};
+use crate::model::trigger::{Trigger, next_tick};
+use crate::source::Source;
+use crate::table::{Lookup, Table};
+use crate::transform::Transform;
+use clock::Clock;
+use event::{Event, Next, Observer};
+
+/// Name of a table's Delta application id: stable over restarts, new for every new checkpoint log.
+pub fn app_id(pipeline_id: &str, table: &str) -> String {
+    format!("tidegate:{pipeline_id}:{table}")
+}
+
+/// How often a step whose outcome is unknown is looked at again before the run gives up.
+const MAX_LOOKS: u32 = 3;
+
+/// Plans and commit records that are kept, and how many batches pass between clean-ups.
+const KEEP_BATCHES: usize = 100;
+const PRUNE_EVERY: BatchId = 50;
+
+/// What a runner is made of: components, never settings (those are in `spec`).
+pub struct Parts {
+    /// The pipeline.
+    pub spec: PipelineSpec,
+    /// Identity of the log.
+    pub pipeline_id: String,
+    /// This process.
+    pub owner: Owner,
+    /// Adapters by source name.
+    pub sources: BTreeMap<String, Box<dyn Source>>,
+    /// Rows in, rows out.
+    pub transform: Arc<dyn Transform>,
+    /// In graph order, dead letters last.
+    pub tables: Vec<Box<dyn Table>>,
+    /// By lookup name.
+    pub lookups: BTreeMap<String, Box<dyn Lookup>>,
+    /// The log.
+    pub log: Box<dyn CheckpointLog>,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// Who listens.
+    pub observer: Box<dyn Observer>,
+}
+
+/// Where the pipeline stands; valid from one observation to the next failure.
+struct Position {
+    decision: Decision,
+    /// The next offset to read, by source.
+    offsets: BTreeMap<String, Offsets>,
+    /// The newest commit record.
+    last: Option<CommitRecord>,
+    /// Last batch applied, by table.
+    applied: BTreeMap<String, TableFact>,
+}
+
+/// Runs one pipeline.
+pub struct Runner {
+    parts: Parts,
+    position: Option<Position>,
+}
+
+/// What one step did.
+#[derive(Debug)]
+pub enum Stepped {
+    /// Nothing to read.
+    Idle,
+    /// A batch is done.
+    Ran(Box<CommitRecord>),
+}
+
+/// Outcome of a run.
+#[derive(Debug, Default)]
+pub struct Summary {
+    /// Finished batches, oldest first; only the last [`KEEP_BATCHES`] of a continuous run.
+    pub batches: Vec<CommitRecord>,
+    /// How many batches there were in all.
+    pub batch_count: u64,
+    /// Rows read.
+    pub input_rows: u64,
+    /// A stop was asked for before the trigger was satisfied.
+    pub interrupted: bool,
+}
+
+impl Summary {
+    fn add(&mut self, record: CommitRecord) {
+        self.batch_count += 1;
+        self.input_rows += record.input_rows;
+        if self.batches.len() == KEEP_BATCHES {
+            self.batches.remove(0);
+        }
+        self.batches.push(record);
+    }
+}
+
+impl Runner {
+    /// A runner that has not looked at anything yet.
+    pub fn new(parts: Parts) -> Self {
+        Runner { parts, position: None }
+    }
+
+    /// Runs until the trigger is satisfied or `stop` turns true; a batch that was begun is always finished.
+    pub async fn run(&mut self, trigger: &Trigger, stop: watch::Receiver<bool>) -> Result<Summary> {
+        let mut summary = Summary::default();
+        match trigger {
+            Trigger::Once => self.run_once(&mut summary, &stop).await?,
+            Trigger::AvailableNow => self.run_available(&mut summary, &stop).await?,
+            Trigger::ProcessingTime(interval) => self.run_ticks(*interval, &mut summary, stop).await?,
+        }
+        self.acknowledge().await;
+        Ok(summary)
+    }
+
+    /// Finishes a pending batch, then runs one.
+    async fn run_once(&mut self, summary: &mut Summary, stop: &watch::Receiver<bool>) -> Result<()> {
+        self.finish_pending(summary).await?;
+        if *stop.borrow() {
+            summary.interrupted = true;
+            return Ok(());
+        }
+        let ends = self.ends().await?;
+        if let Stepped::Ran(record) = self.step(&ends).await? {
+            summary.add(*record);
+        }
+        Ok(())
+    }
+
+    /// Finishes a pending batch, pins the end, then runs batches until it is reached.
+    async fn run_available(&mut self, summary: &mut Summary, stop: &watch::Receiver<bool>) -> Result<()> {
+        self.finish_pending(summary).await?;
+        let ends = self.ends().await?;
+        loop {
+            if *stop.borrow() {
+                summary.interrupted = true;
+                return Ok(());
+            }
+            match self.step(&ends).await? {
+                Stepped::Ran(record) => summary.add(*record),
+                Stepped::Idle => return Ok(()),
+            }
+        }
+    }
+
+    /// Runs a batch at each tick that finds data. An overrun starts the next batch at once; missed ticks are not queued.
+    async fn run_ticks(
+        &mut self,
+        interval: std::time::Duration,
+        summary: &mut Summary,
+        mut stop: watch::Receiver<bool>,
+    ) -> Result<()> {
+        self.finish_pending(summary).await?;
+        loop {
+            if *stop.borrow() {
+                return Ok(());
+            }
+            let started = self.parts.clock.now();
+            let ends = self.ends().await?;
+            if let Stepped::Ran(record) = self.step(&ends).await? {
+                summary.add(*record);
+            }
+            let pause = clock::until(self.parts.clock.now(), next_tick(started, interval));
+            if pause.is_zero() {
+                continue;
+            }
+            tokio::select! {
+                _ = tokio::time::sleep(pause) => {}
+                changed = stop.changed() => if changed.is_err() { return Ok(()) },
+            }
+        }
+    }
+
+    /// Does again whatever batch has a plan and no commit record.
+    async fn finish_pending(&mut self, summary: &mut Summary) -> Result<()> {
+        self.ensure_observed().await?;
+        let pending = matches!(self.position, Some(Position { decision: Decision::Replay(_), .. }));
+        if pending && let Stepped::Ran(record) = self.step(&BTreeMap::new()).await? {
+            summary.add(*record);
+        }
+        Ok(())
+    }
+
+    /// One walk, from observation to commit record. Looks again after a failure that may have been applied.
+    pub async fn step(&mut self, ends: &BTreeMap<String, Offsets>) -> Result<Stepped> {
+        let mut looks = 0;
+        loop {
+            self.ensure_observed().await?;
+            match self.walk(ends).await {
+                Ok(stepped) => return Ok(stepped),
+                Err(error) => {
+                    self.position = None;
+                    looks += 1;
+                    if error.certainty() == Certainty::NotApplied || looks >= MAX_LOOKS {
+                        return Err(error);
+                    }
+                    self.emit(Event::Retrying { error: error.to_string() });
+                }
+            }
+        }
+    }
+
+    /// The current end of every source.
+    pub async fn ends(&mut self) -> Result<BTreeMap<String, Offsets>> {
+        let mut ends = BTreeMap::new();
+        for (name, source) in &mut self.parts.sources {
+            ends.insert(name.clone(), source.end().await?);
+        }
+        Ok(ends)
+    }
+
+    /// Reads the log and every table, decides, and halts where going on could break the promise.
+    async fn ensure_observed(&mut self) -> Result<()> {
+        if self.position.is_some() {
+            return Ok(());
+        }
+        let facts = self.observe().await?;
+        let decision = recover::recover(&facts);
+        let next = match &decision {
+            Decision::Halt(why) => return Err(halted(why, &*self.parts.log)),
+            Decision::Begin => Next::Begin,
+            Decision::Plan { batch } => Next::Continue { after: batch - 1 },
+            Decision::Replay(plan) => Next::Replay { batch: plan.batch },
+        };
+        let offsets = self.first_offsets(facts.commit.as_ref()).await?;
+        self.position = Some(Position { decision, offsets, last: facts.commit, applied: facts.tables });
+        self.emit(Event::Recovered { next, backlog: None });
+        Ok(())
+    }
+
+    /// The facts that recovery decides on.
+    pub async fn observe(&mut self) -> Result<Facts> {
+        let parts = &mut self.parts;
+        let pipeline_id = parts.pipeline_id.clone();
+        let tables = parts.tables.iter_mut().map(|table| {
+            let name = table.definition().name.clone();
+            let app_id = app_id(&pipeline_id, &name);
+            async move {
+                let state = table.observe(&app_id).await?;
+                let made_by = state.made_by.map(|maker| (maker.pipeline, maker.pipeline_id));
+                let fact = TableFact { version: state.version, applied: state.applied, made_by };
+                Ok::<_, Error>((name, fact))
+            }
+        });
+        let (head, tables) = futures::try_join!(parts.log.head(), futures::future::try_join_all(tables))?;
+        Ok(Facts {
+            pipeline: parts.spec.name.clone(),
+            pipeline_id,
+            meaning: meaning(&parts.spec),
+            plan: head.plan,
+            commit: head.commit,
+            tables: tables.into_iter().collect(),
+        })
+    }
+
+    /// Where each source continues: after the last commit, or where a first run starts. A first position is recorded
+    /// before it is used, so that `latest` means the same moment whatever crashes.
+    async fn first_offsets(&mut self, last: Option<&CommitRecord>) -> Result<BTreeMap<String, Offsets>> {
+        let mut offsets = BTreeMap::new();
+        for (name, source) in &mut self.parts.sources {
+            let known = last.and_then(|record| record.offsets.get(name).cloned());
+            let position = match known {
+                Some(position) => position,
+                None => match self.parts.log.start(name).await? {
+                    Some(start) => start,
+                    None => {
+                        let start = source.start().await?;
+                        self.parts.log.record_start(name, &start).await?
+                    }
+                },
+            };
+            offsets.insert(name.clone(), position);
+        }
+        Ok(offsets)
+    }
+
+    /// Copies the offsets of the last finished batch to wherever lag tools look.
+    async fn acknowledge(&mut self) {
+        let Some(last) = self.position.as_ref().and_then(|position| position.last.clone()) else { return };
+        for (name, source) in &mut self.parts.sources {
+            if let Some(offsets) = last.offsets.get(name) {
+                source.acknowledge(offsets).await;
+            }
+        }
+    }
+
+    fn emit(&mut self, event: Event) {
+        self.parts.observer.on_event(&event);
+    }
+}
+
+/// What gives each table's stored rows their meaning, readable, because the message that refuses a change shows it.
+pub fn meaning(spec: &PipelineSpec) -> BTreeMap<String, String> {
+    let describe = |table: &TableSpec| {
+        let from = match &table.from {
+            From::Source(name) => format!("source {name}"),
+            From::Table(name) => name.clone(),
+        };
+        let write = match &table.write {
+            WriteSpec::Append => "append".to_string(),
+            WriteSpec::Upsert { key, order_by, delete_when, .. } => {
+                let delete = delete_when.as_ref().map(|d| format!(" delete_when={d}")).unwrap_or_default();
+                format!("upsert key={} order_by={}{delete}", key.join(","), order_by.join(","))
+            }
+            WriteSpec::Refresh { by } => format!("refresh by={}", by.join(",")),
+        };
+        (table.name.clone(), format!("from {from}: {write}"))
+    };
+    spec.tables.iter().map(describe).collect()
+}
+
+fn halted(why: &recover::Inconsistency, log: &dyn CheckpointLog) -> Error {
+    let error = Error::new(ErrorKind::Config, why.to_string())
+        .with("checkpoint", log.location())
+        .help("nothing was read or written");
+    why.help().into_iter().fold(error, Error::help)
+}

@@ -1,0 +1,184 @@
+//! Rows of one batch on their way from the sources to the tables: decoded once, shaped per table, in memory only.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use arrow::record_batch::RecordBatch;
+
+use crate::config::spec::{DeadLetterSpec, From, PipelineSpec};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::batch::BatchPlan;
+use crate::transform::{BatchContext, DeadLetter, Inputs, Shaped, Transform, dead_letter};
+
+/// Rows as the parts of a run share them.
+pub(super) type Rows = Arc<Vec<RecordBatch>>;
+
+/// The undecoded records of a batch, by source.
+pub(super) type Records = BTreeMap<String, Vec<RecordBatch>>;
+
+/// Everything a batch has computed so far.
+pub(super) struct Shaping {
+    pub context: BatchContext,
+    /// Decoded rows, by source.
+    decoded: HashMap<String, Rows>,
+    /// Shaped rows, by table.
+    shaped: HashMap<String, Rows>,
+    /// Rows set aside so far, with their original bytes.
+    dead: Vec<RecordBatch>,
+    /// Rows read.
+    pub input_rows: u64,
+    /// Bytes of keys and values read.
+    pub input_bytes: u64,
+    /// Rows set aside.
+    pub dead_letters: u64,
+    /// Rows that broke each rule, as `table.rule`.
+    pub expectations: BTreeMap<String, u64>,
+}
+
+/// The tables that can only be shaped after others were applied: they read whole tables.
+pub(super) fn deferred(spec: &PipelineSpec, transform: &dyn Transform) -> BTreeSet<String> {
+    let mut deferred = BTreeSet::new();
+    for table in &spec.tables {
+        let upstream_is = matches!(&table.from, From::Table(name) if deferred.contains(name));
+        if upstream_is || !transform.reads(&table.name).tables.is_empty() {
+            deferred.insert(table.name.clone());
+        }
+    }
+    deferred
+}
+
+impl Shaping {
+    /// Nothing computed yet.
+    pub fn empty(context: &BatchContext) -> Shaping {
+        Shaping {
+            context: context.clone(),
+            decoded: HashMap::new(),
+            shaped: HashMap::new(),
+            dead: Vec::new(),
+            input_rows: 0,
+            input_bytes: 0,
+            dead_letters: 0,
+            expectations: BTreeMap::new(),
+        }
+    }
+
+    /// Decodes every record, then shapes every table that needs nothing but the batch. Nothing has been written when
+    /// this returns, so a rule that fails the batch fails it whole.
+    pub fn compute(
+        spec: &PipelineSpec,
+        transform: &dyn Transform,
+        plan: &BatchPlan,
+        records: Records,
+        lookups: &HashMap<String, Rows>,
+    ) -> Result<Shaping> {
+        let context = BatchContext { pipeline: spec.name.clone(), batch: plan.batch, batch_time: plan.batch_time };
+        let mut shaping = Shaping::empty(&context);
+        let mut dead = Vec::new();
+        for (source, batches) in &records {
+            shaping.input_rows += batches.iter().map(|b| b.num_rows() as u64).sum::<u64>();
+            shaping.input_bytes += batches.iter().map(payload_bytes).sum::<u64>();
+            let decoded = transform.decode(source, batches, &shaping.context)?;
+            dead.extend(decoded.dead);
+            shaping.decoded.insert(source.clone(), Arc::new(decoded.rows));
+        }
+        let deferred = deferred(spec, transform);
+        for table in spec.tables.iter().filter(|table| !deferred.contains(&table.name)) {
+            let inputs =
+                Inputs { batch: shaping.batch_of(&table.from), tables: HashMap::new(), lookups: lookups.clone() };
+            let shaped = transform.shape(&table.name, &inputs, &shaping.context)?;
+            dead.extend(shaping.accept(&table.name, shaped));
+        }
+        shaping.set_aside(spec, dead, &records.into_values().flatten().collect::<Vec<_>>())?;
+        check_budget(spec.dead_letters.as_ref(), shaping.dead_letters, shaping.input_rows)?;
+        Ok(shaping)
+    }
+
+    /// Shapes a deferred table; rows that it sets aside join the batch's dead letters.
+    pub fn compute_deferred(
+        &mut self,
+        spec: &PipelineSpec,
+        transform: &dyn Transform,
+        table: &str,
+        inputs: &Inputs,
+    ) -> Result<()> {
+        let shaped = transform.shape(table, inputs, &self.context)?;
+        let dead = self.accept(table, shaped);
+        self.set_aside(spec, dead, &[])
+    }
+
+    /// The micro-batch's rows from an upstream.
+    pub fn batch_of(&self, from: &From) -> Rows {
+        let rows = match from {
+            From::Source(name) => self.decoded.get(name),
+            From::Table(name) => self.shaped.get(name),
+        };
+        rows.cloned().unwrap_or_default()
+    }
+
+    /// The rows to write to `table`.
+    pub fn rows_of(&self, table: &str) -> Rows {
+        self.shaped.get(table).cloned().unwrap_or_default()
+    }
+
+    /// Takes all dead-letter rows.
+    pub fn take_dead(&mut self) -> Vec<RecordBatch> {
+        std::mem::take(&mut self.dead)
+    }
+
+    fn accept(&mut self, table: &str, shaped: Shaped) -> Vec<DeadLetter> {
+        for (rule, count) in shaped.broken {
+            *self.expectations.entry(format!("{table}.{rule}")).or_default() += count;
+        }
+        self.shaped.insert(table.to_string(), Arc::new(shaped.rows));
+        shaped.dead
+    }
+
+    fn set_aside(&mut self, spec: &PipelineSpec, dead: Vec<DeadLetter>, records: &[RecordBatch]) -> Result<()> {
+        let Some(first) = dead.first() else { return Ok(()) };
+        if spec.dead_letters.is_none() {
+            let place = first.coordinates.as_ref().map_or(String::new(), |c| {
+                format!(" (topic {}, partition {}, offset {})", c.topic, c.partition, c.offset)
+            });
+            return Err(Error::new(
+                ErrorKind::Data,
+                format!("{} bad rows, and `dead_letters` is off: {}: {}{place}", dead.len(), first.rule, first.error),
+            )
+            .help("nothing of this batch was written; it is tried again at the next run")
+            .help("turn `dead_letters` on to set bad rows aside and go on"));
+        }
+        self.dead_letters += dead.len() as u64;
+        self.dead.push(dead_letter::rows(&dead, records, &self.context)?);
+        Ok(())
+    }
+}
+
+/// The dead-letter budget, checked before anything commits.
+fn check_budget(spec: Option<&DeadLetterSpec>, dead: u64, rows: u64) -> Result<()> {
+    let Some(limit) = spec.and_then(|spec| spec.fail_above) else { return Ok(()) };
+    let share = dead as f64 / rows.max(1) as f64;
+    if dead == 0 || share <= limit {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Data,
+        format!(
+            "{dead} of {rows} rows ({:.1} %) would be dead letters, above the limit of {:.1} %",
+            share * 100.0,
+            limit * 100.0
+        ),
+    )
+    .help("nothing of this batch was written; it is tried again, with the same rows, at the next run")
+    .help("fix the schema or the expectations, or raise `dead_letters.fail_above`"))
+}
+
+fn payload_bytes(batch: &RecordBatch) -> u64 {
+    use crate::source::column;
+    use arrow::array::{Array, AsArray};
+    [column::KEY, column::VALUE]
+        .iter()
+        .filter_map(|name| batch.column_by_name(name))
+        .filter_map(|array| array.as_binary_opt::<i32>())
+        .filter(|array| !array.is_empty())
+        .map(|array| (array.value_offsets()[array.len()] - array.value_offsets()[0]) as u64)
+        .sum()
+}

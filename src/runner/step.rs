@@ -1,0 +1,367 @@
+//! One walk: bound, plan, read, shape, apply, commit. See the crate documentation for the picture.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tracing::{debug, info_span};
+
+use super::event::{Event, Finished};
+use super::shaping::{Records, Rows, Shaping, deferred};
+use super::{KEEP_BATCHES, PRUNE_EVERY, Position, Runner, Stepped, app_id, meaning};
+use crate::checkpoint::Claim;
+use crate::config::spec::{From, TableSpec, WriteSpec};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::batch::{BatchId, BatchPlan, CommitRecord, FORMAT_VERSION, Owner, Receipt};
+use crate::model::offset::{OffsetRanges, Offsets};
+use crate::model::recover::{Decision, TableFact};
+use crate::source::Limits;
+use crate::table::{Change, Txn};
+use crate::transform::Inputs;
+
+/// Wall time per phase of a batch, in milliseconds.
+#[derive(Default)]
+struct Phases(BTreeMap<String, u64>);
+
+impl Phases {
+    fn add(&mut self, phase: &str, since: Instant) {
+        *self.0.entry(phase.to_string()).or_default() += since.elapsed().as_millis() as u64;
+    }
+}
+
+impl Runner {
+    /// Walks one batch from the observed position; the caller has observed.
+    pub(super) async fn walk(&mut self, ends: &BTreeMap<String, Offsets>) -> Result<Stepped> {
+        let started = Instant::now();
+        let mut phases = Phases::default();
+        let decision = match &self.position {
+            Some(position) => position.decision.clone(),
+            None => return Err(Error::failed("a batch was started before its position was observed")),
+        };
+        let (plan, replayed) = match decision {
+            Decision::Replay(plan) => (*plan, true),
+            Decision::Begin => match self.plan(0, ends, &mut phases).await? {
+                Some(plan) => (plan, false),
+                None => return Ok(self.idle()),
+            },
+            Decision::Plan { batch } => match self.plan(batch, ends, &mut phases).await? {
+                Some(plan) => (plan, false),
+                None => return Ok(self.idle()),
+            },
+            Decision::Halt(why) => return Err(Error::config(why.to_string())),
+        };
+        let span = info_span!("batch", pipeline = %plan.pipeline, id = plan.batch);
+        let record = tracing::Instrument::instrument(self.finish(&plan, phases, started), span).await?;
+        self.advance(&plan, record.clone())?;
+        let lag = self.lag(ends);
+        let finished = Finished { plan, record: record.clone(), replayed, lag };
+        self.emit(Event::Committed(Box::new(finished)));
+        if record.batch > 0
+            && record.batch % PRUNE_EVERY == 0
+            && let Err(error) = self.parts.log.prune(KEEP_BATCHES).await
+        {
+            debug!(%error, "old checkpoint objects stay; the next clean-up tries again");
+        }
+        Ok(Stepped::Ran(Box::new(record)))
+    }
+
+    fn idle(&mut self) -> Stepped {
+        self.emit(Event::Idle);
+        Stepped::Idle
+    }
+
+    /// Bounds the next batch and makes its plan durable; `None` when there is nothing to read.
+    async fn plan(
+        &mut self,
+        batch: BatchId,
+        ends: &BTreeMap<String, Offsets>,
+        phases: &mut Phases,
+    ) -> Result<Option<BatchPlan>> {
+        let bounding = Instant::now();
+        let sources = self.bound(ends).await?;
+        if sources.values().all(OffsetRanges::is_empty) {
+            return Ok(None);
+        }
+        let mut pinned = BTreeMap::new();
+        for (name, lookup) in &mut self.parts.lookups {
+            if let Some(version) = lookup.latest().await? {
+                pinned.insert(name.clone(), version);
+            }
+        }
+        phases.add("latestOffset", bounding);
+        let planning = Instant::now();
+        let plan = BatchPlan {
+            version: FORMAT_VERSION,
+            batch,
+            pipeline: self.parts.spec.name.clone(),
+            batch_time: self.parts.clock.now(),
+            sources,
+            watermarks: BTreeMap::new(),
+            pinned,
+            meaning: meaning(&self.parts.spec),
+            owner: self.parts.owner.clone(),
+        };
+        if let Claim::Taken(winner) = self.parts.log.plan(&plan).await? {
+            // Our own plan can be there already: a put whose reply was lost and that the store's client sent again.
+            if *winner != plan {
+                return Err(taken(&winner));
+            }
+        }
+        phases.add("walCommit", planning);
+        self.emit(Event::Planned(Box::new(plan.clone())));
+        Ok(Some(plan))
+    }
+
+    /// What the next batch would read: from the position towards `ends`, within the limits.
+    pub(super) async fn bound(&mut self, ends: &BTreeMap<String, Offsets>) -> Result<BTreeMap<String, OffsetRanges>> {
+        let limits = Limits { max_rows: self.parts.spec.max_rows, max_bytes: self.parts.spec.max_bytes };
+        let Some(position) = &self.position else { return Ok(BTreeMap::new()) };
+        let mut bounded = BTreeMap::new();
+        for (name, source) in &mut self.parts.sources {
+            let Some(end) = ends.get(name) else { continue };
+            let mut from = position.offsets.get(name).cloned().unwrap_or_default();
+            let new = end.0.keys().any(|partition| !from.0.contains_key(partition));
+            if new {
+                let earliest = source.earliest().await?;
+                for (partition, &offset) in earliest.0.iter().filter(|(partition, _)| end.0.contains_key(partition)) {
+                    from.0.entry(partition.clone()).or_insert(offset);
+                }
+            }
+            bounded.insert(name.clone(), source.bound(&from, end, limits).await?);
+        }
+        Ok(bounded)
+    }
+
+    /// Reads, shapes, applies and commits a planned batch.
+    async fn finish(&mut self, plan: &BatchPlan, mut phases: Phases, started: Instant) -> Result<CommitRecord> {
+        let reading = Instant::now();
+        let mut records = Records::new();
+        for (name, ranges) in &plan.sources {
+            let source = self.parts.sources.get_mut(name).ok_or_else(|| {
+                Error::config(format!(
+                    "batch {} was planned with source `{name}`, which the pipeline no longer has",
+                    plan.batch
+                ))
+                .help("nothing was written; put the source back until this batch is done")
+            })?;
+            records.insert(name.clone(), source.read(ranges).await?);
+        }
+        phases.add("getBatch", reading);
+
+        let shaping_started = Instant::now();
+        let lookups = self.load_lookups(plan).await?;
+        let mut shaping = {
+            let (spec, transform) = (self.parts.spec.clone(), self.parts.transform.clone());
+            let (plan, lookups) = (plan.clone(), lookups.clone());
+            blocking(move || Shaping::compute(&spec, &*transform, &plan, records, &lookups)).await?
+        };
+        phases.add("shape", shaping_started);
+
+        let applying = Instant::now();
+        let receipts = self.apply_all(plan, &mut shaping, &lookups).await?;
+        phases.add("addBatch", applying);
+
+        let committing = Instant::now();
+        let record = CommitRecord {
+            version: FORMAT_VERSION,
+            batch: plan.batch,
+            pipeline: plan.pipeline.clone(),
+            offsets: self.offsets_after(plan)?,
+            next_watermarks: plan.watermarks.clone(),
+            tables: receipts,
+            input_rows: shaping.input_rows,
+            input_bytes: shaping.input_bytes,
+            dead_letters: shaping.dead_letters,
+            expectations: std::mem::take(&mut shaping.expectations),
+            duration_ms: {
+                phases.add("triggerExecution", started);
+                phases.0
+            },
+            committed_at: self.parts.clock.now(),
+        };
+        self.parts.log.commit(&record).await?;
+        debug!(milliseconds = committing.elapsed().as_millis() as u64, "commit record written");
+        Ok(record)
+    }
+
+    /// Applies every table in graph order, dead letters last.
+    async fn apply_all(
+        &mut self,
+        plan: &BatchPlan,
+        shaping: &mut Shaping,
+        lookups: &HashMap<String, Rows>,
+    ) -> Result<BTreeMap<String, Receipt>> {
+        let late = deferred(&self.parts.spec, &*self.parts.transform);
+        let mut receipts = BTreeMap::new();
+        for index in 0..self.parts.spec.tables.len() {
+            let table = self.parts.spec.tables[index].clone();
+            let groups = match (&table.write, &table.from) {
+                (WriteSpec::Refresh { by }, From::Table(upstream)) => {
+                    let txn = self.txn(upstream, plan)?;
+                    Some(self.table(upstream)?.touched(by, &txn).await?)
+                }
+                _ => None,
+            };
+            if late.contains(&table.name) {
+                self.shape_deferred(&table, groups.as_ref(), shaping, lookups).await?;
+            }
+            let rows = shaping.rows_of(&table.name).as_ref().clone();
+            let change = match groups {
+                Some(groups) => Change::Groups { groups, rows },
+                None => Change::Rows(rows),
+            };
+            receipts.insert(table.name.clone(), self.apply(&table.name, change, plan).await?);
+        }
+        if let Some(dead_letters) = self.parts.spec.dead_letters.clone() {
+            let rows = shaping.take_dead();
+            let receipt = self.apply(&dead_letters.table, Change::Rows(rows), plan).await?;
+            receipts.insert(dead_letters.table, receipt);
+        }
+        Ok(receipts)
+    }
+
+    /// Reads what a deferred table needs and shapes it.
+    async fn shape_deferred(
+        &mut self,
+        table: &TableSpec,
+        groups: Option<&arrow::record_batch::RecordBatch>,
+        shaping: &mut Shaping,
+        lookups: &HashMap<String, Rows>,
+    ) -> Result<()> {
+        let mut inputs =
+            Inputs { batch: shaping.batch_of(&table.from), tables: HashMap::new(), lookups: lookups.clone() };
+        let transform = self.parts.transform.clone();
+        for (name, columns) in &transform.reads(&table.name).tables {
+            // Only the table that the groups come from is narrowed to them; others are read whole.
+            let is_upstream = table.from == From::Table(name.clone());
+            let rows = self.table(name)?.read(columns, groups.filter(|_| is_upstream)).await?;
+            inputs.tables.insert(name.clone(), Arc::new(rows));
+        }
+        let spec = self.parts.spec.clone();
+        let name = table.name.clone();
+        let mut taken = std::mem::replace(shaping, Shaping::empty(&shaping.context));
+        let (back, outcome) = blocking(move || {
+            let outcome = taken.compute_deferred(&spec, &*transform, &name, &inputs);
+            Ok((taken, outcome))
+        })
+        .await?;
+        *shaping = back;
+        outcome
+    }
+
+    /// One table commit, unless the table already carries the batch.
+    async fn apply(&mut self, name: &str, change: Change, plan: &BatchPlan) -> Result<Receipt> {
+        let known = self.position.as_ref().and_then(|position| position.applied.get(name));
+        if let Some(TableFact { applied: Some(applied), version, .. }) = known
+            && *applied >= plan.batch
+        {
+            let delta_version = version.unwrap_or_default();
+            return Ok(Receipt { delta_version, already_applied: true, ..Receipt::default() });
+        }
+        let txn = self.txn(name, plan)?;
+        let receipt = self.table(name)?.apply(change, &txn).await.map_err(|error| error.with("table", name))?;
+        debug!(table = name, version = receipt.delta_version, "table committed");
+        Ok(receipt)
+    }
+
+    fn table(&mut self, name: &str) -> Result<&mut Box<dyn crate::table::Table>> {
+        self.parts
+            .tables
+            .iter_mut()
+            .find(|table| table.definition().name == name)
+            .ok_or_else(|| Error::failed(format!("table {name} is not part of the run")))
+    }
+
+    fn txn(&self, table: &str, plan: &BatchPlan) -> Result<Txn> {
+        let metadata = serde_json::json!({
+            "tidegate": {
+                "pipeline": plan.pipeline,
+                "pipelineId": self.parts.pipeline_id,
+                "batch": plan.batch,
+                "batchTime": plan.batch_time,
+                "sources": plan.sources,
+            }
+        });
+        let app_id = app_id(&self.parts.pipeline_id, table);
+        Ok(Txn { app_id, batch: plan.batch, user_metadata: metadata.to_string() })
+    }
+
+    async fn load_lookups(&mut self, plan: &BatchPlan) -> Result<HashMap<String, Rows>> {
+        let mut rows = HashMap::new();
+        for (name, lookup) in &mut self.parts.lookups {
+            rows.insert(name.clone(), lookup.load(plan.pinned.get(name).copied()).await?);
+        }
+        Ok(rows)
+    }
+
+    /// The position of every known partition after the batch. A plan that does not continue the position is refused:
+    /// this is the last line of defence against lost or doubled offsets.
+    fn offsets_after(&self, plan: &BatchPlan) -> Result<BTreeMap<String, Offsets>> {
+        let mut offsets = self.position.as_ref().map(|p| p.offsets.clone()).unwrap_or_default();
+        for (name, ranges) in &plan.sources {
+            let from = offsets.entry(name.clone()).or_default();
+            *from = from.advance(ranges).map_err(|why| {
+                Error::new(ErrorKind::Config, format!("batch {} does not continue the checkpoint: {why}", plan.batch))
+                    .help(
+                        "the checkpoint folder was changed by hand or mixed with another one; restore it from a backup",
+                    )
+            })?;
+        }
+        Ok(offsets)
+    }
+
+    /// Moves the position past a finished batch.
+    fn advance(&mut self, plan: &BatchPlan, record: CommitRecord) -> Result<()> {
+        let applied = record
+            .tables
+            .iter()
+            .map(|(name, receipt)| {
+                let fact = TableFact { version: Some(receipt.delta_version), applied: Some(plan.batch), made_by: None };
+                (name.clone(), fact)
+            })
+            .collect();
+        self.position = Some(Position {
+            decision: Decision::Plan { batch: plan.batch + 1 },
+            offsets: record.offsets.clone(),
+            last: Some(record),
+            applied,
+        });
+        Ok(())
+    }
+
+    /// Offsets between the position and `ends`, by source.
+    fn lag(&self, ends: &BTreeMap<String, Offsets>) -> BTreeMap<String, i64> {
+        let Some(position) = &self.position else { return BTreeMap::new() };
+        let lag = |(name, end): (&String, &Offsets)| {
+            let from = position.offsets.get(name)?;
+            Some((name.clone(), from.ranges_to(end).len()))
+        };
+        ends.iter().filter_map(lag).collect()
+    }
+}
+
+/// Runs CPU-bound work off the async threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let span = tracing::Span::current();
+    match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
+        Ok(outcome) => outcome,
+        Err(panic) => Err(Error::failed("a transform panicked; this is a bug in tidegate or one of its libraries")
+            .caused_by(panic)
+            .help("the batch was not committed; it is tried again at the next run")),
+    }
+}
+
+fn taken(winner: &BatchPlan) -> Error {
+    let Owner { run_id, host, pid } = &winner.owner;
+    Error::new(
+        ErrorKind::Busy,
+        format!(
+            "another runner owns pipeline `{}`: batch {} was planned by pid {pid} on host {host} at {}",
+            winner.pipeline,
+            winner.batch,
+            winner.batch_time.to_rfc3339()
+        ),
+    )
+    .with("its run", run_id)
+    .help("this runner wrote nothing; stop one of the two, or let the other finish and run again")
+}
