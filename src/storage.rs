@@ -277,8 +277,3 @@ mod tests {
         assert!(told.message().contains("disk full"), "{told}");
     }
 }
-
-/// E: stub
-pub fn explain(error: &object_store::Error, what: &str, at: &str) -> crate::error::Error {
-    crate::error::Error::failed(format!("{what}: {at}: {error}"))
-}
