@@ -44,7 +44,7 @@ pub(super) async fn init(args: &InitArgs) -> Result<Outcome, Failure> {
             Err(object_store::Error::AlreadyExists { .. }) => {
                 text.push_str(&format!("kept  {} (it exists)\n", args.dir.join(&name).display()));
             }
-            Err(error) => return Err(storage::explain(&error, "the file was not written", &name).into()),
+            Err(error) => return Err(storage::explain(&error, "write the file", &name).into()),
         }
     }
     let file = args.dir.join(format!("pipelines/{}.yaml", args.name));

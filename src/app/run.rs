@@ -29,11 +29,10 @@ pub(super) async fn run(global: &Global, args: &RunArgs) -> Result<Outcome, Fail
     };
     let owner = compose::owner();
     let log = compose::open_log(&spec)?;
-    let _lock = match url::Url::parse(&log.location()) {
-        // An object store: nothing on this host to lock.
-        Ok(url) if url.scheme() != "file" => None,
-        _ => Some(lock::acquire(std::path::Path::new(&log.location()), &spec.name, &owner)?),
-    };
+    let location = log.location();
+    let folder = std::path::Path::new(&location);
+    // An object store has nothing on this host to lock.
+    let _lock = folder.is_absolute().then(|| lock::acquire(folder, &spec.name, &owner)).transpose()?;
     let identity = match log.identity().await? {
         Some(identity) => identity,
         None => log.create(&compose::new_identity(&spec, &owner)).await?,

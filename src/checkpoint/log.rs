@@ -71,7 +71,7 @@ impl ObjectLog {
         match self.storage.store.put_opts(path, PutPayload::from(bytes), options).await {
             Ok(_) => Ok(Put::Created),
             Err(object_store::Error::AlreadyExists { .. }) => Ok(Put::Existed),
-            Err(error) => Err(storage::explain(&error, "the checkpoint was not written", &self.name(path))
+            Err(error) => Err(storage::explain(&error, "write the checkpoint", &self.name(path))
                 .maybe_applied()
                 .help("no table was changed by this step; the next run looks at the log again and goes on from there")),
         }
@@ -83,7 +83,7 @@ impl ObjectLog {
             Err(object_store::Error::NotFound { .. }) => return Ok(None),
             Err(error) => Err(error),
         };
-        let bytes = bytes.map_err(|e| storage::explain(&e, "the checkpoint could not be read", &self.name(path)))?;
+        let bytes = bytes.map_err(|e| storage::explain(&e, "read the checkpoint", &self.name(path)))?;
         parse(&bytes, &self.name(path)).map(Some)
     }
 
@@ -93,7 +93,7 @@ impl ObjectLog {
         let paths = match listed {
             Ok(paths) => paths,
             Err(object_store::Error::NotFound { .. }) => Vec::new(),
-            Err(e) => return Err(storage::explain(&e, "the checkpoint log could not be listed", &self.name(&folder))),
+            Err(e) => return Err(storage::explain(&e, "list the checkpoint log", &self.name(&folder))),
         };
         let mut ids: Vec<BatchId> = paths.iter().filter_map(batch_of).collect();
         ids.sort_unstable();
@@ -146,10 +146,7 @@ struct Start {
 #[async_trait]
 impl CheckpointLog for ObjectLog {
     fn location(&self) -> String {
-        match self.storage.url.to_file_path() {
-            Ok(path) => path.display().to_string().trim_end_matches('/').to_string(),
-            Err(()) => self.storage.url.as_str().trim_end_matches('/').to_string(),
-        }
+        self.storage.display().trim_end_matches('/').to_string()
     }
 
     async fn identity(&self) -> Result<Option<Identity>> {
@@ -225,7 +222,7 @@ impl CheckpointLog for ObjectLog {
                     Err(e) => {
                         return Err(storage::explain(
                             &e,
-                            "an old checkpoint object was not deleted",
+                            "delete an old checkpoint object",
                             &self.name(&path),
                         ));
                     }
