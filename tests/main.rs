@@ -1,1 +1,2 @@
 //! One integration binary; each module says what it proves.
+mod config;

@@ -1,6 +1,6 @@
 //! The file as it was written: places of values, for problems that are found after the YAML was checked.
 
-use super::report::{Problem, Report, Span};
+use super::report::{Report, Span};
 use super::yaml::{Node, Style, Value};
 
 /// A piece of SQL of a table.
@@ -12,6 +12,21 @@ pub enum SqlField<'a> {
     DeleteWhen,
     /// `expect.<name>.check`.
     Expect(&'a str),
+}
+
+/// A place in a piece of SQL: lines and columns count from 1, columns and length in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SqlPlace<'a> {
+    /// Table.
+    pub table: &'a str,
+    /// Which of its texts.
+    pub field: SqlField<'a>,
+    /// Line in that text.
+    pub line: usize,
+    /// Column in that line.
+    pub column: usize,
+    /// Characters to underline.
+    pub length: usize,
 }
 
 /// The file as it was written, with the target's overlay merged.
@@ -102,9 +117,14 @@ impl Document {
         }
     }
 
-    /// A report of problems found in this document.
-    pub fn report(&self, problems: Vec<Problem>) -> Report {
-        Report::new(&self.file, &self.source, problems)
+    /// The text, literal secrets masked.
+    pub(super) fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// An empty report of this document, for problems that are found later.
+    pub fn report(&self) -> Report {
+        Report::of_document(self, Vec::new())
     }
 }
 

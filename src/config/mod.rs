@@ -19,18 +19,25 @@ pub mod yaml;
 use std::path::Path;
 
 use document::Document;
-use env::Lookup;
+use env::{Lookup, SystemLookup};
 pub use raw::json_schema;
 use report::{Problem, Report};
 use shape::Completeness;
 use spec::PipelineSpec;
 
 /// How to read a file.
-pub struct LoadOptions<'a> {
+pub struct LoadOptions {
     /// `--target`: the overlay to merge.
-    pub target: Option<&'a str>,
+    pub target: Option<String>,
     /// Where `${…}` comes from.
-    pub lookup: &'a dyn Lookup,
+    pub lookup: Box<dyn Lookup + Send + Sync>,
+}
+
+impl LoadOptions {
+    /// References from the process environment and the file system.
+    pub fn from_environment(target: Option<String>) -> Self {
+        LoadOptions { target, lookup: Box::new(SystemLookup) }
+    }
 }
 
 /// A pipeline, and its file to place later problems in.
@@ -43,7 +50,7 @@ pub struct Loaded {
 }
 
 /// Reads a pipeline file. The only door of this module.
-pub fn load(path: &Path, options: &LoadOptions<'_>) -> Result<Loaded, Report> {
+pub fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, Report> {
     let name = path.display().to_string();
     match std::fs::read_to_string(path) {
         Ok(source) => load_text(path, &source, options),
@@ -55,7 +62,7 @@ pub fn load(path: &Path, options: &LoadOptions<'_>) -> Result<Loaded, Report> {
 }
 
 /// The same for a text; `path` says where relative paths start and what problems name.
-pub fn load_text(path: &Path, source: &str, options: &LoadOptions<'_>) -> Result<Loaded, Report> {
+pub fn load_text(path: &Path, source: &str, options: &LoadOptions) -> Result<Loaded, Report> {
     let name = path.display().to_string();
     let (root, mut problems) = yaml::parse(source);
     let Some(mut root) = root.filter(|root| !root.is_null()) else {
@@ -67,17 +74,17 @@ pub fn load_text(path: &Path, source: &str, options: &LoadOptions<'_>) -> Result
     };
 
     let schema = json_schema();
-    target::apply(&mut root, options.target, &schema, &mut problems);
+    target::apply(&mut root, options.target.as_deref(), &schema, &mut problems);
     let document = Document::new(name, source, root.clone());
     let lines: Vec<&str> = source.lines().collect();
-    env::resolve(&mut root, options.lookup, &lines, &mut problems);
+    let unresolved = env::resolve(&mut root, options.lookup.as_ref(), &lines, &mut problems);
 
-    let (json, outcome) = shape::walk(&root, &schema, Completeness::Whole);
+    let (json, outcome) = shape::walk(&root, &schema, Completeness::Whole, unresolved);
     problems.extend(outcome.problems);
     let checked = check::pipeline(json, &root, &document, path, outcome.broken);
     problems.extend(checked.problems);
     match checked.spec {
         Some(spec) if problems.is_empty() => Ok(Loaded { spec, document }),
-        _ => Err(document.report(problems)),
+        _ => Err(Report::of_document(&document, problems)),
     }
 }

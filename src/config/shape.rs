@@ -34,13 +34,12 @@ pub struct Outcome {
     pub broken: Vec<Path>,
 }
 
-/// Walks `root` by `schema`. The JSON holds what is sound.
-pub fn walk(root: &Node, schema: &Json, completeness: Completeness) -> (Json, Outcome) {
-    let mut walker = Walker { schema, completeness, path: Vec::new(), outcome: Outcome::default() };
+/// Walks `root` by `schema`. The JSON holds what is sound; values at `unresolved` paths were reported already.
+pub fn walk(root: &Node, schema: &Json, completeness: Completeness, unresolved: Vec<Path>) -> (Json, Outcome) {
+    let outcome = Outcome { problems: Vec::new(), broken: unresolved };
+    let mut walker = Walker { schema, completeness, path: Vec::new(), outcome };
     let json = match &root.value {
-        Value::Mapping(entries) => {
-            walker.structure(entries, schema, Span { end_line: root.span.line, ..root.span }).0
-        }
+        Value::Mapping(entries) => walker.structure(entries, schema, Span { end_line: root.span.line, ..root.span }).0,
         _ => {
             let help = "a pipeline file starts with `version: 1` and `name: …`";
             let problem = Problem::at(root.span, "the file must be a mapping").help(help);
@@ -67,9 +66,10 @@ impl<'s> Walker<'s> {
 
     /// The name of what is being looked at, for messages.
     fn subject(&self) -> String {
-        match self.path.last() {
-            Some(last) => format!("`{last}`"),
-            None => "the pipeline".to_owned(),
+        match self.path.as_slice() {
+            [] => "the pipeline".to_owned(),
+            [.., list, item] if item.parse::<usize>().is_ok() => format!("an item of `{list}`"),
+            [.., last] => format!("`{last}`"),
         }
     }
 
@@ -92,6 +92,9 @@ impl<'s> Walker<'s> {
     }
 
     fn node(&mut self, node: &Node, schema: &'s Json, place: Span) -> Option<Json> {
+        if self.outcome.broken.contains(&self.path) {
+            return None;
+        }
         let mut alternatives = Vec::new();
         self.alternatives(schema, &mut alternatives);
         if alternatives.iter().any(|one| one.as_bool() == Some(true) || one.as_object().is_some_and(Map::is_empty)) {
@@ -276,21 +279,23 @@ impl<'s> Walker<'s> {
             let message = format!("`{typed}` is not available in this version");
             return self.problem(Problem::at(span, message));
         }
-        let mut accepted: Vec<&str> = Vec::new();
-        for one in alternatives {
-            accepted.extend(word(one).or_else(|| variant_key(one)));
-            // A struct among the alternatives counts by its keys (`trigger: {processing_time: …}`).
-            if let (None, Some(properties)) = (variant_key(one), one.get("properties").and_then(Json::as_object)) {
-                accepted.extend(properties.keys().map(String::as_str));
-            }
-        }
+        let accepted: Vec<&str> =
+            alternatives.iter().filter_map(|one| word(one).or_else(|| variant_key(one))).collect();
+        let structs = alternatives.iter().filter(|one| variant_key(one).is_none());
+        let properties = structs.filter_map(|one| one.get("properties").and_then(Json::as_object));
+        let mut keys: Vec<&str> = properties.flat_map(|map| map.keys().map(String::as_str)).collect();
+        keys.sort_unstable();
+        let mapping = match keys.is_empty() {
+            true => String::new(),
+            false => format!(", or a mapping of: {}", keys.join(", ")),
+        };
         let subject = self.subject();
         let problem = Problem::at(span, format!("unknown value `{typed}` for {subject}"));
         let problem = match closest(typed, accepted.iter().copied()) {
             Some(near) => problem.label(format!("did you mean `{near}`?")),
             None => problem,
         };
-        self.problem(problem.help(format!("{subject} is one of: {}", accepted.join(", "))));
+        self.problem(problem.help(format!("{subject} is one of: {}{mapping}", accepted.join(", "))));
     }
 
     fn wrong_type(&mut self, span: Span, found: &str, alternatives: &[&'s Json]) -> Option<Json> {
@@ -308,8 +313,7 @@ impl<'s> Walker<'s> {
             }
         }
         let expected = expected.join(" or ");
-        let message = format!("{} must be {expected}, not {found}", self.subject());
-        let problem = Problem::at(span, message).label(format!("expected {expected}, found {found}"));
+        let problem = Problem::at(span, format!("{} must be {expected}, not {found}", self.subject()));
         let quote = matches!(found, "a number" | "a boolean" | "a fraction") && expected.contains("a text");
         self.problem(if quote { problem.help("put it in quotes") } else { problem });
         None

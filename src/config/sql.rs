@@ -4,15 +4,31 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
-use sqlparser::ast::{
-    Expr, GroupByExpr, ObjectName, Query, Select, SetExpr, Statement, TableFactor, Visit, Visitor,
-};
+use sqlparser::ast::{Expr, GroupByExpr, ObjectName, Query, Select, SetExpr, Statement, TableFactor, Visit, Visitor};
 use sqlparser::dialect::GenericDialect;
 use sqlparser::parser::Parser;
 
 const AGGREGATES: [&str; 20] = [
-    "count", "sum", "avg", "mean", "min", "max", "first", "last", "median", "stddev", "stddev_samp", "variance",
-    "var_samp", "array_agg", "string_agg", "corr", "covar", "quantile_cont", "quantile_disc", "approx_distinct",
+    "count",
+    "sum",
+    "avg",
+    "mean",
+    "min",
+    "max",
+    "first",
+    "last",
+    "median",
+    "stddev",
+    "stddev_samp",
+    "variance",
+    "var_samp",
+    "array_agg",
+    "string_agg",
+    "corr",
+    "covar",
+    "quantile_cont",
+    "quantile_disc",
+    "approx_distinct",
 ];
 
 /// A relation that a query reads.

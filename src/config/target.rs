@@ -43,7 +43,7 @@ pub fn apply(root: &mut Node, target: Option<&str>, schema: &Json, problems: &mu
     }
     let Some(Value::Mapping(others)) = targets.map(|targets| targets.value) else { return };
     for other in others.iter().filter(|other| Some(other.key.as_str()) != target) {
-        problems.extend(shape::walk(&other.value, schema, Completeness::Overlay).1.problems);
+        problems.extend(shape::walk(&other.value, schema, Completeness::Overlay, Vec::new()).1.problems);
     }
 }
 

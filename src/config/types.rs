@@ -10,8 +10,20 @@ use super::spec::EpochUnit;
 const MAX_DEPTH: usize = 16;
 
 const NAMES: [&str; 14] = [
-    "string", "binary", "boolean", "byte", "short", "int", "long", "float", "double", "date", "timestamp", "decimal",
-    "array", "struct",
+    "string",
+    "binary",
+    "boolean",
+    "byte",
+    "short",
+    "int",
+    "long",
+    "float",
+    "double",
+    "date",
+    "timestamp",
+    "decimal",
+    "array",
+    "struct",
 ];
 
 /// What other systems call our types.
@@ -191,10 +203,9 @@ impl<'a> Reader<'a> {
         let scale = if self.take(',') { self.word() } else { "0" };
         self.need(')', EXAMPLE)?;
         match (precision.parse::<u8>(), scale.parse::<i8>()) {
-            (Ok(precision), _) if precision > 38 => refuse(
-                format!("`decimal({precision},{scale})` is too precise"),
-                "precision is at most 38",
-            ),
+            (Ok(precision), _) if precision > 38 => {
+                refuse(format!("`decimal({precision},{scale})` is too precise"), "precision is at most 38")
+            }
             (Ok(precision), Ok(scale)) if precision > 0 && scale >= 0 && scale as u8 <= precision => {
                 Ok(Type::nullable(DataType::Decimal128(precision, scale)))
             }

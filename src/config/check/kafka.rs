@@ -42,7 +42,11 @@ const REFUSED: [(&str, Unless, &str); 28] = [
     ("auto.commit.enable", Unless::Is("false"), "offsets are committed after the tables, by the checkpoint"),
     ("auto.commit.interval.ms", Unless::Never, "offsets are committed after the tables, by the checkpoint"),
     ("enable.auto.offset.store", Unless::Is("false"), "offsets are committed after the tables, by the checkpoint"),
-    ("auto.offset.reset", Unless::Never, "a lost offset must stop the run, not move it; use `start` and `on_data_loss`"),
+    (
+        "auto.offset.reset",
+        Unless::Never,
+        "a lost offset must stop the run, not move it; use `start` and `on_data_loss`",
+    ),
     ("enable.partition.eof", Unless::Is("true"), "the end of a partition is how a planned range is known to be done"),
     ("isolation.level", Unless::Is("read_committed"), "rows of aborted transactions would enter the tables"),
     ("check.crcs", Unless::Is("true"), "damaged records would enter the tables"),
@@ -116,7 +120,12 @@ impl Checker<'_> {
                     let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
                     if topic.is_empty() || topic.len() > 249 || !topic.chars().all(legal) {
                         let help = "use `pattern:` for a regular expression".to_owned();
-                        self.refuse(&path, format!("`{topic}` is not a topic name"), "letters, digits, . _ -", Some(help));
+                        self.refuse(
+                            &path,
+                            format!("`{topic}` is not a topic name"),
+                            "letters, digits, . _ -",
+                            Some(help),
+                        );
                     }
                     if topics[..index].contains(topic) {
                         self.refuse(&path, format!("the topic `{topic}` is there twice"), "", None);
@@ -145,13 +154,7 @@ impl Checker<'_> {
         }
     }
 
-    fn security(
-        &mut self,
-        at: &[&str],
-        raw: &RawSecurity,
-        root: &FilePath,
-        settings: &mut BTreeMap<String, Secret>,
-    ) {
+    fn security(&mut self, at: &[&str], raw: &RawSecurity, root: &FilePath, settings: &mut BTreeMap<String, Secret>) {
         let mut set = |name: &str, value: String| settings.insert(name.to_owned(), Secret::new(value));
         let protocol = raw.protocol.as_ref().map(|protocol| protocol.to_uppercase().replace('-', "_"));
         let mechanism = raw.mechanism.as_ref().map(|mechanism| mechanism.to_uppercase().replace('_', "-"));
@@ -169,6 +172,8 @@ impl Checker<'_> {
                 set(name, value);
             }
         }
+        let half_read =
+            self.broken.iter().any(|broken| broken.iter().zip(at).filter(|(a, b)| a == b).count() == at.len());
         let known = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         if let Some(protocol) = protocol.as_deref().filter(|protocol| !PROTOCOLS.contains(protocol)) {
             let message = format!("unknown security protocol `{protocol}`");
@@ -184,7 +189,7 @@ impl Checker<'_> {
             ("password", raw.password.is_some()),
         ];
         let sasl = protocol.as_deref().is_some_and(|protocol| protocol.starts_with("SASL"));
-        for (key, given) in login {
+        for (key, given) in login.into_iter().filter(|_| !half_read) {
             match (sasl, given) {
                 (true, false) => {
                     let message = format!("`{}` needs `{key}`", protocol.as_deref().unwrap_or_default());

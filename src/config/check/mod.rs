@@ -6,6 +6,8 @@ mod paths;
 mod source;
 mod table;
 
+pub use table::source_columns;
+
 use std::collections::BTreeMap;
 use std::path::Path as FilePath;
 

@@ -9,6 +9,7 @@ use super::{Checker, is_identifier, paths};
 use crate::config::raw::{
     RawDrift, RawFiles, RawFormat, RawGenerate, RawPipeline, RawSource, RawTombstones, RawType, RawTypeMapping, RawUnit,
 };
+use crate::config::report::closest;
 use crate::config::spec::{
     ColumnSpec, EpochUnit, FilesSpec, Format, GenerateSpec, SchemaDrift, SourceKind, SourceSpec, Tombstones,
 };
@@ -24,7 +25,8 @@ impl Checker<'_> {
         }
         let nothing = raw.source.is_none() && raw.sources.as_ref().is_none_or(BTreeMap::is_empty);
         let mentioned = self.document.node(&["source"]).is_some() || !self.document.keys(&["sources"]).is_empty();
-        if nothing && !mentioned {
+        let mistyped = |broken: &Vec<String>| broken.len() == 1 && closest(&broken[0], ["source", "sources"]).is_some();
+        if nothing && !mentioned && !self.broken.iter().any(mistyped) {
             let help = "add `source: {kafka: …}`, `source: {files: …}` or `source: {generate: …}`".to_owned();
             self.refuse(&["source"], "the pipeline has no source", "", Some(help));
         }
@@ -55,16 +57,15 @@ impl Checker<'_> {
             RawFormat::Csv => Format::Csv,
             RawFormat::Raw => Format::Raw,
         };
-        let given: Vec<&str> = [
-            ("kafka", raw.kafka.is_some()),
-            ("files", raw.files.is_some()),
-            ("generate", raw.generate.is_some()),
-        ]
-        .into_iter()
-        .filter_map(|(key, given)| given.then_some(key))
-        .collect();
+        let given: Vec<&str> =
+            [("kafka", raw.kafka.is_some()), ("files", raw.files.is_some()), ("generate", raw.generate.is_some())]
+                .into_iter()
+                .filter_map(|(key, given)| given.then_some(key))
+                .collect();
         let kind = match (given.as_slice(), &raw.kafka, &raw.files, &raw.generate) {
-            (["kafka"], Some(kafka), ..) => self.kafka(&join(at, &["kafka"]), pipeline, kafka, root).map(SourceKind::Kafka),
+            (["kafka"], Some(kafka), ..) => {
+                self.kafka(&join(at, &["kafka"]), pipeline, kafka, root).map(SourceKind::Kafka)
+            }
             (["files"], _, Some(files), _) => Some(SourceKind::Files(self.files(at, files, format, root))),
             (["generate"], _, _, Some(generate)) => Some(SourceKind::Generate(self.generate(at, generate))),
             (several, ..) => {
@@ -127,7 +128,11 @@ impl Checker<'_> {
             let Some(raw_type) = schema.get(&name) else { continue };
             let path = join(&schema_path, &[&name]);
             if name.starts_with('_') {
-                self.refuse_key(&path, format!("the column `{name}` starts with `_`"), "that is for tidegate's columns");
+                self.refuse_key(
+                    &path,
+                    format!("the column `{name}` starts with `_`"),
+                    "that is for tidegate's columns",
+                );
             }
             if name.is_empty() || name.chars().any(|c| c.is_control() || " ,;{}()\n\t=.`".contains(c)) {
                 self.refuse_key(&path, format!("`{name}` is not a column name"), "no spaces and none of ,;{}()=.`");
@@ -244,9 +249,8 @@ impl Checker<'_> {
             self.refuse(&join(&at, &["partitions"]), "`partitions` must be 1 to 1024", "", None);
         }
         let seed = self.quantity(&join(&at, &["seed"]), raw.seed.as_ref(), units::count).unwrap_or(1);
-        let mut share = |key: &str, raw: &Option<_>| {
-            self.quantity(&join(&at, &[key]), raw.as_ref(), units::percent).unwrap_or(0.0)
-        };
+        let mut share =
+            |key: &str, raw: &Option<_>| self.quantity(&join(&at, &[key]), raw.as_ref(), units::percent).unwrap_or(0.0);
         GenerateSpec {
             dirty: share("dirty", &raw.dirty),
             late: share("late", &raw.late),

@@ -13,13 +13,11 @@ use crate::config::spec::{
 use crate::config::sql::{self, Reads};
 
 /// Columns that decoding adds to every row of a source; `tests/config` holds them against `transform::decode`.
-pub const ADDED: [&str; 9] = [
-    "_key", "_topic", "_partition", "_offset", "_timestamp", "_headers", "_batch_id", "_ingested_at", "_ingest_date",
-];
+pub const ADDED: [&str; 9] =
+    ["_key", "_topic", "_partition", "_offset", "_timestamp", "_headers", "_batch_id", "_ingested_at", "_ingest_date"];
 
 /// What is known of the other names while one table is checked.
 struct Names<'a> {
-    sources: &'a BTreeMap<String, SourceSpec>,
     /// Also those that were too broken to build.
     source_names: Vec<String>,
     tables: Vec<String>,
@@ -40,7 +38,6 @@ impl Checker<'_> {
             source_names.push("source".to_owned());
         }
         let names = Names {
-            sources,
             source_names,
             tables: self.document.keys(&["tables"]),
             lookups: self.document.keys(&["lookups"]),
@@ -232,7 +229,8 @@ impl Checker<'_> {
         };
         let span = self.document.sql_position(name, SqlField::Sql, batch.line, batch.column, batch.length);
         let problem = Problem::at(span, message).label(format!("read `FROM {}`", raw.from));
-        let help = "with `write: {refresh: {by: …}}` every group that the batch touched is computed again from the table";
+        let help =
+            "with `write: {refresh: {by: …}}` every group that the batch touched is computed again from the table";
         self.problems.push(problem.help(help));
     }
 
@@ -266,9 +264,9 @@ impl Checker<'_> {
     fn in_order(&mut self, mut waiting: Vec<(TableSpec, Vec<String>)>) -> Vec<TableSpec> {
         let mut ordered = Vec::with_capacity(waiting.len());
         loop {
-            let ready = waiting.iter().position(|(_, reads)| {
-                reads.iter().all(|read| !waiting.iter().any(|(other, _)| other.name == *read))
-            });
+            let ready = waiting
+                .iter()
+                .position(|(_, reads)| reads.iter().all(|read| !waiting.iter().any(|(other, _)| other.name == *read)));
             match ready {
                 Some(position) => ordered.push(waiting.remove(position).0),
                 None => break,
@@ -330,7 +328,7 @@ fn known_columns(
 }
 
 /// The columns of a source's rows, when they are known before any row was read.
-pub(super) fn source_columns(source: &SourceSpec) -> Option<Vec<String>> {
+pub fn source_columns(source: &SourceSpec) -> Option<Vec<String>> {
     if source.schema_drift == SchemaDrift::Evolve || (source.columns.is_empty() && source.format != Format::Raw) {
         return None;
     }
