@@ -115,7 +115,9 @@ mod tests {
 
     #[test]
     fn durations_add_up() {
-        for (text, millis) in [("30s", 30_000), ("5m", 300_000), ("1h30m", 5_400_000), ("7d", 604_800_000), ("250ms", 250)] {
+        for (text, millis) in
+            [("30s", 30_000), ("5m", 300_000), ("1h30m", 5_400_000), ("7d", 604_800_000), ("250ms", 250)]
+        {
             assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
         }
         for text in ["", "30", "s", "5 m", "1w", "-1s", "1.5h", "99999999999999999999s", "9999999999999999999d", "ü"] {

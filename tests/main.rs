@@ -2,3 +2,4 @@
 
 // The import rules of the house.
 mod architecture;
+mod config;

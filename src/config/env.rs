@@ -3,6 +3,7 @@
 //! no value ever enters a message.
 
 use super::report::{Problem, Span};
+use super::shape::Path;
 use super::yaml::{Node, Scalar, Style, Value};
 
 /// Keys whose text is SQL, where `${` is not ours.
@@ -51,52 +52,68 @@ impl Lookup for FixedLookup {
     }
 }
 
-/// Resolves every reference of the tree in place. `lines` is the file, to point at the reference itself.
-pub fn resolve(root: &mut Node, lookup: &dyn Lookup, lines: &[&str], problems: &mut Vec<Problem>) {
-    if let Value::Mapping(entries) = &mut root.value {
-        for entry in entries.iter_mut().filter(|entry| entry.key != "tests") {
-            match SQL_KEYS.contains(&entry.key.as_str()) {
-                true => {}
-                false => resolve_node(&mut entry.value, lookup, lines, problems),
+/// Resolves every reference of the tree in place, and returns the paths where that failed. `lines` is the file, to point
+/// at the reference itself.
+pub fn resolve(root: &mut Node, lookup: &dyn Lookup, lines: &[&str], problems: &mut Vec<Problem>) -> Vec<Path> {
+    let mut resolver = Resolver { lookup, lines, problems, path: Vec::new(), failed: Vec::new() };
+    resolver.node(root);
+    resolver.failed
+}
+
+struct Resolver<'r> {
+    lookup: &'r dyn Lookup,
+    lines: &'r [&'r str],
+    problems: &'r mut Vec<Problem>,
+    path: Path,
+    failed: Vec<Path>,
+}
+
+impl Resolver<'_> {
+    fn node(&mut self, node: &mut Node) {
+        let span = node.span;
+        match &mut node.value {
+            Value::Scalar(scalar) => self.scalar(scalar, span),
+            Value::Sequence(items) => {
+                for (index, item) in items.iter_mut().enumerate() {
+                    self.child(index.to_string(), item);
+                }
+            }
+            Value::Mapping(entries) => {
+                for entry in entries {
+                    let tests = self.path.is_empty() && entry.key == "tests";
+                    if !tests && !SQL_KEYS.contains(&entry.key.as_str()) {
+                        self.child(entry.key.clone(), &mut entry.value);
+                    }
+                }
             }
         }
     }
-}
 
-fn resolve_node(node: &mut Node, lookup: &dyn Lookup, lines: &[&str], problems: &mut Vec<Problem>) {
-    let span = node.span;
-    match &mut node.value {
-        Value::Scalar(scalar) => resolve_scalar(scalar, span, lookup, lines, problems),
-        Value::Sequence(items) => items.iter_mut().for_each(|item| resolve_node(item, lookup, lines, problems)),
-        Value::Mapping(entries) => {
-            for entry in entries.iter_mut().filter(|entry| !SQL_KEYS.contains(&entry.key.as_str())) {
-                resolve_node(&mut entry.value, lookup, lines, problems);
-            }
+    fn child(&mut self, step: String, node: &mut Node) {
+        self.path.push(step);
+        self.node(node);
+        self.path.pop();
+    }
+
+    fn scalar(&mut self, scalar: &mut Scalar, span: Span) {
+        if !scalar.text.contains("${") {
+            return;
         }
+        let mut missing = Vec::new();
+        let text = expand(&scalar.text, self.lookup, &mut missing, 0);
+        if !missing.is_empty() {
+            self.failed.push(self.path.clone());
+        }
+        for miss in missing {
+            let span = reference_span(span, scalar.style, &miss.reference, self.lines);
+            let problem = Problem::at(span, miss.message).label(miss.label);
+            self.problems.push(match miss.help {
+                Some(help) => problem.help(help),
+                None => problem,
+            });
+        }
+        scalar.reference = Some(std::mem::replace(&mut scalar.text, text));
     }
-}
-
-fn resolve_scalar(
-    scalar: &mut Scalar,
-    span: Span,
-    lookup: &dyn Lookup,
-    lines: &[&str],
-    problems: &mut Vec<Problem>,
-) {
-    if !scalar.text.contains("${") {
-        return;
-    }
-    let mut missing = Vec::new();
-    let text = expand(&scalar.text, lookup, &mut missing, 0);
-    for miss in missing {
-        let span = reference_span(span, scalar.style, &miss.reference, lines);
-        let problem = Problem::at(span, miss.message).label(miss.label);
-        problems.push(match miss.help {
-            Some(help) => problem.help(help),
-            None => problem,
-        });
-    }
-    scalar.reference = Some(std::mem::replace(&mut scalar.text, text));
 }
 
 /// The place of a reference when the file shows it as written (no escapes before it), else the whole scalar.

@@ -503,13 +503,3 @@ impl JsonSchema for Setting {
 pub fn json_schema() -> serde_json::Value {
     schemars::schema_for!(RawPipeline).to_value()
 }
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn dump() {
-        println!("{}", serde_json::to_string_pretty(&super::json_schema()).unwrap());
-        for s in ["a: |\n  x\n  y\n", "a: |\n\n\n    x\n   \n      y\n", "a: |2\n      x\n  y\n", "a: |-\n  x", "a: [\n 1, 2\n]\nb: {c: 1}\n"] {
-            println!("{s:?} {:#?}", super::super::yaml::parse(s));
-        }
-    }
-}

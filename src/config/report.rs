@@ -2,9 +2,11 @@
 //! (the shape that rustc made familiar) and JSON for editors and CI.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::document::{Document, SqlPlace};
 use crate::error::Error;
 
 /// A place in the file: lines and columns count from 1, columns in characters, the end is exclusive.
@@ -70,20 +72,55 @@ pub struct Report {
     file: String,
     lines: Vec<String>,
     problems: Vec<Problem>,
+    document: Option<Arc<Document>>,
 }
 
 impl Report {
     /// `source` is shown around the carets: literal secrets must already be masked in it.
-    pub fn new(file: impl Into<String>, source: &str, mut problems: Vec<Problem>) -> Self {
-        problems.sort_by_key(|p| p.span.map_or((0, 0), |s| (s.line, s.column)));
-        let mut seen: Vec<Problem> = Vec::with_capacity(problems.len());
+    pub fn new(file: impl Into<String>, source: &str, problems: Vec<Problem>) -> Self {
+        let lines = source.lines().map(str::to_owned).collect();
+        let mut report = Report { file: file.into(), lines, problems: Vec::new(), document: None };
+        problems.into_iter().for_each(|problem| report.add(problem));
+        report
+    }
+
+    pub(super) fn of_document(document: &Document, problems: Vec<Problem>) -> Self {
+        let report = Report::new(document.file(), document.source(), problems);
+        Report { document: Some(Arc::new(document.clone())), ..report }
+    }
+
+    /// Adds a problem, at its place in file order.
+    pub fn add(&mut self, problem: Problem) {
         // An anchor that is used twice is checked twice; its problem is still one problem.
-        for problem in problems {
-            if !seen.contains(&problem) {
-                seen.push(problem);
-            }
+        if self.problems.contains(&problem) {
+            return;
         }
-        Report { file: file.into(), lines: source.lines().map(str::to_owned).collect(), problems: seen }
+        let place = |problem: &Problem| problem.span.map_or((0, 0), |span| (span.line, span.column));
+        let at = self.problems.partition_point(|other| place(other) <= place(&problem));
+        self.problems.insert(at, problem);
+    }
+
+    /// Adds a problem with the value at `path`, such as `["lookups", "stores"]`.
+    pub fn add_at(&mut self, path: &[&str], message: impl Into<String>, help: Option<String>) {
+        let span = self.document.as_ref().map(|document| document.span_of(path));
+        self.add(Problem { message: message.into(), span, label: String::new(), help: help.into_iter().collect() });
+    }
+
+    /// Adds a problem inside a table's SQL.
+    pub fn add_sql(&mut self, place: SqlPlace<'_>, message: impl Into<String>, help: Option<String>) {
+        let SqlPlace { table, field, line, column, length } = place;
+        let span = self.document.as_ref().map(|document| document.sql_position(table, field, line, column, length));
+        self.add(Problem { message: message.into(), span, label: String::new(), help: help.into_iter().collect() });
+    }
+
+    /// Whether there is nothing to repair.
+    pub fn is_empty(&self) -> bool {
+        self.problems.is_empty()
+    }
+
+    /// The text for a terminal.
+    pub fn render(&self) -> String {
+        self.to_string()
     }
 
     /// The file, as the user named it.
