@@ -153,3 +153,6 @@ pub trait Transform: Send + Sync {
     /// The stored schema of `table`, dead letters included.
     fn schema(&self, table: &str) -> SchemaRef;
 }
+
+#[cfg(test)]
+mod tests;
