@@ -95,12 +95,22 @@ pub fn compile(
             }
         }
     }
+    let mut decoders = BTreeMap::new();
+    for (name, source) in &spec.sources {
+        match Decoder::new(name, source, spec.timezone) {
+            Ok(decoder) => {
+                decoders.insert(name.clone(), decoder);
+            }
+            Err(error) => problems.push(
+                Finding { place: Place::START, message: error.to_string(), help: None }.in_field(name, Field::From),
+            ),
+        }
+    }
     if !problems.is_empty() {
         return Err(problems);
     }
-    let decoder = |(name, source)| (String::clone(name), Decoder::new(name, source, spec.timezone));
     Ok(CompiledPipeline {
-        decoders: spec.sources.iter().map(decoder).collect(),
+        decoders,
         tables,
         dead_letters: spec.dead_letters.as_ref().map(|dead| (dead.table.clone(), dead_letter::schema())),
         nothing: Reads::default(),
@@ -248,18 +258,15 @@ impl TableCompiler<'_> {
     fn infer(&self, prepared: &Prepared, inputs: &[(String, SchemaRef)]) -> Result<Schema, Vec<SqlProblem>> {
         let sql = rewrite::at_batch_time(&prepared.query.to_string(), chrono::DateTime::UNIX_EPOCH);
         engine::infer(self.table.engine, inputs, &sql).map_err(|message| {
-            let columns: Vec<&str> =
-                inputs.iter().flat_map(|(_, schema)| schema.fields()).map(|field| field.name().as_str()).collect();
-            let all = match self.batch_is_read(inputs) {
-                true => self.batch.fields().iter().map(|field| field.name().as_str()).chain(columns).collect(),
-                false => columns,
+            // Inputs are pruned to the columns that are named; a suggestion may come from all of them.
+            let whole = |(name, pruned)| match name {
+                BATCH => self.batch,
+                name => self.tables.get(name).or_else(|| self.lookups.get(name)).unwrap_or(pruned),
             };
+            let all = inputs.iter().map(|(name, pruned)| whole((name.as_str(), pruned)));
+            let all = all.flat_map(|schema| schema.fields()).map(|field| field.name().as_str()).collect();
             self.problem(explain(&prepared.original, self.table.engine, &message, all), Field::Sql)
         })
-    }
-
-    fn batch_is_read(&self, inputs: &[(String, SchemaRef)]) -> bool {
-        inputs.iter().any(|(name, _)| name == BATCH)
     }
 
     fn delete_when(&self) -> Option<&str> {

@@ -52,8 +52,17 @@ pub fn infer(inputs: &[(String, SchemaRef)], query: &str) -> std::result::Result
         let input = NamedRows { name: name.clone(), schema: schema.clone(), rows: Vec::new() };
         register(&session, input).map_err(|error| error.strip_backtrace())?;
     }
-    let planned = wait(async { Ok(plan(&session, query).await.map(|frame| frame.schema().as_arrow().clone())) });
-    planned.map_err(|error| error.to_string())?.map_err(|error| error.strip_backtrace())
+    let planned = wait(async {
+        Ok(async {
+            let frame = plan(&session, query).await?;
+            let schema = frame.schema().as_arrow().clone();
+            // Types are checked by the planner's later passes: run it on no rows.
+            frame.collect().await?;
+            Ok(schema)
+        }
+        .await)
+    });
+    planned.map_err(|error| error.to_string())?.map_err(|error: DataFusionError| error.strip_backtrace())
 }
 
 /// See [`super::engine::run`].

@@ -54,8 +54,8 @@ pub struct Decoder;
 
 impl Decoder {
     /// A decoder for `source`.
-    pub fn new(_name: &str, _source: &SourceSpec, _timezone: chrono_tz::Tz) -> Self {
-        Decoder
+    pub fn new(_name: &str, _source: &SourceSpec, _timezone: chrono_tz::Tz) -> crate::error::Result<Self> {
+        Ok(Decoder)
     }
 
     /// Typed rows and dead letters.

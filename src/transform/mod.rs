@@ -5,6 +5,7 @@
 //! A transform is a deterministic function of (rows, [`BatchContext`]): no clock, no randomness, no files, no network.
 //! Every input row comes out as a row, as a dead letter, or in a count of a rule the user wrote; none vanishes.
 
+mod analysis;
 pub mod compile;
 pub mod datafusion_engine;
 pub mod dead_letter;

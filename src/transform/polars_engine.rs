@@ -22,7 +22,10 @@ pub fn infer(inputs: &[(String, SchemaRef)], query: &str) -> std::result::Result
         context.register(name, empty_frame(schema).map_err(|error| error.to_string())?.lazy());
     }
     let mut frame = context.execute(query).map_err(|error| error.to_string())?;
-    let schema = frame.collect_schema().map_err(|error| error.to_string())?;
+    frame.collect_schema().map_err(|error| error.to_string())?;
+    // Some type errors show only when the plan runs; running it on no rows finds them before there is data.
+    let empty = frame.collect().map_err(|error| error.to_string())?;
+    let schema = empty.schema();
     let mut fields = Vec::new();
     for (name, dtype) in schema.iter() {
         let data_type = dtype_to_arrow(name, dtype).map_err(|error| error.to_string())?;

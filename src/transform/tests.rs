@@ -552,6 +552,20 @@ fn casts_that_fail_stop_the_batch_and_try_cast_does_not() {
 }
 
 #[test]
+fn type_errors_are_found_without_data() {
+    for engine in BOTH {
+        for sql in ["SELECT upper(quantity + 1) AS x FROM batch WHERE updated_at > quantity", "SELECT op AND quantity AS x FROM batch"] {
+            let found = problems(vec![with_engine(table("t", "source", Some(sql), WriteSpec::Append), engine)]);
+            assert_eq!(found.len(), 1, "{found:?}");
+        }
+        let sql = "SELECT order_id FROM batch WHERE CAST(updated_at AS DATE) = DATE '2026-03-17' AND amount * 2 > 10 \
+                   AND updated_at > :batch_time - INTERVAL '2 days'";
+        let (_, shaped) = one(sql, engine, &TWO);
+        assert_eq!(text(&shaped, &["order_id"]), ["o-1"], "{engine:?}");
+    }
+}
+
+#[test]
 fn deletes_of_an_upstream_upsert_are_not_rows_of_the_batch() {
     let pipeline = compiled(vec![
         table("silver.orders", "source", Some("SELECT order_id, updated_at FROM batch"), upsert("order_id")),
