@@ -1,8 +1,10 @@
-//! stub
-use super::{BatchContext, DeadLetter};
-use crate::error::Result;
-use arrow::record_batch::RecordBatch;
-/// stub
-pub fn rows(_dead: &[DeadLetter], _records: &[RecordBatch], _context: &BatchContext) -> Result<RecordBatch> {
-    todo!()
+//! The dead-letter table's schema.
+
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+
+/// Columns of the dead-letter table.
+pub fn schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![Field::new("_dead_letter_id", DataType::Utf8, false)]))
 }

@@ -5,8 +5,21 @@
 //! A transform is a deterministic function of (rows, [`BatchContext`]): no clock, no randomness, no files, no network.
 //! Every input row comes out as a row, as a dead letter, or in a count of a rule the user wrote; none vanishes.
 
+mod analysis;
+pub mod compile;
+pub mod datafusion_engine;
 pub mod dead_letter;
 pub mod decode;
+pub mod definitions;
+pub mod engine;
+pub mod expect;
+pub mod polars_engine;
+pub mod polars_functions;
+pub mod problems;
+pub mod rewrite;
+pub mod row_json;
+mod run;
+pub mod types;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -141,3 +154,6 @@ pub trait Transform: Send + Sync {
     /// The stored schema of `table`, dead letters included.
     fn schema(&self, table: &str) -> SchemaRef;
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,91 @@
+//! What kind of query it is: one output row for each batch row, or something that aggregates.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+
+use sqlparser::ast::{Expr, JoinOperator, Query, SetExpr, Spanned, TableFactor, VisitMut, VisitorMut};
+use sqlparser::tokenizer::Span;
+
+use super::problems::Place;
+use super::rewrite::{BATCH, parts};
+
+/// Aggregates of both engines; with OVER they are window functions.
+const AGGREGATES: &[&str] = &[
+    "count", "sum", "avg", "mean", "min", "max", "median", "total", "stddev", "stdev", "stddev_samp", "stdev_samp",
+    "stddev_pop", "var", "variance", "var_samp", "var_pop", "first", "last", "first_value", "last_value", "array_agg",
+    "string_agg", "listagg", "group_concat", "corr", "covar", "covar_pop", "covar_samp", "quantile_cont",
+    "quantile_disc", "bit_and", "bit_or", "bit_xor", "bool_and", "bool_or", "approx_distinct", "approx_median",
+    "approx_percentile_cont", "percentile_cont", "grouping", "nth_value", "regr_slope", "unnest",
+];
+
+/// The first aggregate in an expression, subqueries left out.
+pub(super) fn first_aggregate(node: &mut impl VisitMut) -> Option<Span> {
+    struct Seek(usize);
+    impl VisitorMut for Seek {
+        type Break = Span;
+        fn pre_visit_query(&mut self, _: &mut Query) -> ControlFlow<Span> {
+            self.0 += 1;
+            ControlFlow::Continue(())
+        }
+        fn post_visit_query(&mut self, _: &mut Query) -> ControlFlow<Span> {
+            self.0 -= 1;
+            ControlFlow::Continue(())
+        }
+        fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<Span> {
+            match expr {
+                Expr::Function(function)
+                    if self.0 == 0
+                        && function.over.is_none()
+                        && AGGREGATES.contains(&function.name.to_string().to_lowercase().as_str()) =>
+                {
+                    ControlFlow::Break(function.name.span())
+                }
+                _ => ControlFlow::Continue(()),
+            }
+        }
+    }
+    match node.visit(&mut Seek(0)) {
+        ControlFlow::Break(span) => Some(span),
+        ControlFlow::Continue(()) => None,
+    }
+}
+
+/// The first aggregate, or GROUP BY, of the outermost SELECT.
+pub(super) fn outermost_aggregate(query: &Query) -> Option<Place> {
+    let SetExpr::Select(select) = query.body.as_ref() else {
+        return None;
+    };
+    let mut projection = select.projection.clone();
+    if let Some(span) = projection.iter_mut().find_map(first_aggregate) {
+        return Some(Place::of(span));
+    }
+    match &select.group_by {
+        sqlparser::ast::GroupByExpr::Expressions(exprs, modifiers) if exprs.is_empty() && modifiers.is_empty() => {
+            select.having.as_ref().map(|having| Place::of(having.span()))
+        }
+        group_by => Some(Place::of(group_by.span())),
+    }
+}
+
+/// For a SELECT whose every output row comes from one row of `batch`: the qualifier of the batch's columns.
+pub(super) fn plain_over_batch(query: &Query, ctes: &BTreeSet<String>) -> Option<String> {
+    let SetExpr::Select(select) = query.body.as_ref() else {
+        return None;
+    };
+    let [from] = select.from.as_slice() else {
+        return None;
+    };
+    let TableFactor::Table { name, alias, args: None, .. } = &from.relation else {
+        return None;
+    };
+    let keeps_left_rows = from.joins.iter().all(|join| {
+        use JoinOperator::*;
+        matches!(
+            join.join_operator,
+            Join(_) | Inner(_) | Left(_) | LeftOuter(_) | CrossJoin(_) | Semi(_) | LeftSemi(_) | Anti(_) | LeftAnti(_)
+        )
+    });
+    let is_batch = parts(name) == [BATCH] && !ctes.contains(BATCH);
+    (is_batch && keeps_left_rows && select.distinct.is_none() && select.lateral_views.is_empty())
+        .then(|| alias.as_ref().map_or(BATCH.to_string(), |alias| alias.name.value.clone()))
+}

@@ -1,0 +1,479 @@
+//! Pipeline SQL, checked without data and made ready to run: every problem of every table in one pass.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field as ArrowField, Schema, SchemaRef};
+
+use super::decode::{Decoder, row_schema};
+use super::engine::{self, OUTPUT};
+use super::expect::{DELETE_FLAG, check_column};
+use super::problems::{Field, Finding, Place, SqlProblem, locate, suggest};
+use super::rewrite::{self, BATCH, Input, InputKind, Prepared, Scope, prepare_expression, prepare_query};
+use super::types::stored_schema;
+use super::{Reads, dead_letter};
+use crate::config::spec::{Engine, Expectation, From, PipelineSpec, TableSpec, WriteSpec};
+use crate::source::column;
+
+/// Where a row came from.
+pub const COORDINATES: [&str; 3] = [column::TOPIC, column::PARTITION, column::OFFSET];
+
+/// A pipeline whose SQL is known to be right.
+pub struct CompiledPipeline {
+    pub(super) decoders: BTreeMap<String, Decoder>,
+    pub(super) tables: BTreeMap<String, CompiledTable>,
+    pub(super) dead_letters: Option<(String, SchemaRef)>,
+    pub(super) nothing: Reads,
+    pub(super) spec: PipelineSpec,
+}
+
+/// One table, ready to run.
+pub(super) struct CompiledTable {
+    pub(super) spec: TableSpec,
+    pub(super) inputs: Vec<Input>,
+    /// `None` = the batch's rows pass through.
+    pub(super) query: Option<String>,
+    pub(super) computed: SchemaRef,
+    pub(super) checks: Option<(String, SchemaRef)>,
+    pub(super) output: SchemaRef,
+    pub(super) stored: SchemaRef,
+    pub(super) restore_order: bool,
+    pub(super) reads: Reads,
+}
+
+impl CompiledTable {
+    pub(super) fn expectations(&self) -> &[Expectation] {
+        &self.spec.expect
+    }
+
+    pub(super) fn key(&self) -> &[String] {
+        match &self.spec.write {
+            WriteSpec::Upsert { key, .. } => key,
+            _ => &[],
+        }
+    }
+}
+
+/// Checks and prepares every table's SQL. `lookups` are the schemas of the pipeline's lookups, by name.
+pub fn compile(
+    spec: &PipelineSpec,
+    lookups: &BTreeMap<String, SchemaRef>,
+) -> std::result::Result<CompiledPipeline, Vec<SqlProblem>> {
+    let mut problems = Vec::new();
+    let mut tables = BTreeMap::new();
+    let mut schemas: BTreeMap<String, SchemaRef> = BTreeMap::new();
+    let mut broken: Vec<&str> = Vec::new();
+    for table in &spec.tables {
+        let batch = match &table.from {
+            From::Source(name) => spec.sources.get(name).map(row_schema),
+            From::Table(name) => schemas.get(name).cloned(),
+        };
+        let Some(batch) = batch else {
+            // What it reads could not be compiled: its own problems would only repeat that.
+            let (From::Source(name) | From::Table(name)) = &table.from;
+            if !broken.contains(&name.as_str()) {
+                problems.push(
+                    Finding { place: Place::START, message: format!("there is no source or table `{name}`"), help: None }
+                        .in_field(&table.name, Field::From),
+                );
+            }
+            broken.push(&table.name);
+            continue;
+        };
+        let compiler = TableCompiler { table, batch: &batch, tables: &schemas, lookups };
+        match compiler.compile() {
+            Ok(compiled) => {
+                schemas.insert(table.name.clone(), compiled.stored.clone());
+                tables.insert(table.name.clone(), compiled);
+            }
+            Err(found) => {
+                let repeats = |problem: &SqlProblem| {
+                    broken.iter().any(|name| problem.message == format!("unknown table `{name}`"))
+                };
+                problems.extend(found.into_iter().filter(|problem| !repeats(problem)));
+                broken.push(&table.name);
+            }
+        }
+    }
+    let mut decoders = BTreeMap::new();
+    for (name, source) in &spec.sources {
+        match Decoder::new(name, source, spec.timezone) {
+            Ok(decoder) => {
+                decoders.insert(name.clone(), decoder);
+            }
+            Err(error) => problems.push(
+                Finding { place: Place::START, message: error.to_string(), help: None }.in_field(name, Field::From),
+            ),
+        }
+    }
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    Ok(CompiledPipeline {
+        decoders,
+        tables,
+        dead_letters: spec.dead_letters.as_ref().map(|dead| (dead.table.clone(), dead_letter::schema())),
+        nothing: Reads::default(),
+        spec: spec.clone(),
+    })
+}
+
+struct TableCompiler<'a> {
+    table: &'a TableSpec,
+    batch: &'a SchemaRef,
+    tables: &'a BTreeMap<String, SchemaRef>,
+    lookups: &'a BTreeMap<String, SchemaRef>,
+}
+
+/// A query's result, before expectations and write mode.
+struct Computed {
+    inputs: Vec<Input>,
+    query: Option<String>,
+    /// Columns of the query, injected coordinates last.
+    schema: SchemaRef,
+    injected: Vec<&'static str>,
+    restore_order: bool,
+}
+
+impl TableCompiler<'_> {
+    fn compile(&self) -> Result<CompiledTable, Vec<SqlProblem>> {
+        let computed = self.query()?;
+        let mut problems = self.columns_exist(&computed.schema);
+        let checks = self.checks(&computed.schema).unwrap_or_else(|found| {
+            problems.extend(found);
+            None
+        });
+        if let WriteSpec::Upsert { .. } = self.table.write
+            && COORDINATES.iter().any(|name| computed.schema.column_with_name(name).is_none())
+        {
+            problems.push(
+                Finding { place: Place::START, message: "an upsert must know which record each row came from".into(), help: None }
+                    .help(
+                        "a plain `SELECT … FROM batch` (joins are fine) keeps track by itself; with CTEs, UNION or \
+                         DISTINCT select _topic, _partition and _offset too",
+                    )
+                    .in_field(&self.table.name, if self.table.sql.is_some() { Field::Sql } else { Field::From }),
+            );
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let stored = self.stored(&computed);
+        let mut output: Vec<_> = stored.fields().iter().cloned().collect();
+        if self.delete_when().is_some() {
+            output.push(Arc::new(ArrowField::new(DELETE_FLAG, DataType::Boolean, false)));
+        }
+        // Checks without SQL still need a query to check.
+        let query = match (&computed.query, &checks) {
+            (None, Some(_)) => Some(format!("SELECT * FROM {BATCH}")),
+            (query, _) => query.clone(),
+        };
+        Ok(CompiledTable {
+            spec: self.table.clone(),
+            reads: self.reads(&computed.inputs),
+            inputs: computed.inputs,
+            query,
+            computed: computed.schema,
+            checks,
+            output: Arc::new(Schema::new(output)),
+            stored,
+            restore_order: computed.restore_order,
+        })
+    }
+
+    fn problem(&self, finding: Finding, field: Field) -> Vec<SqlProblem> {
+        vec![finding.in_field(&self.table.name, field)]
+    }
+
+    fn query(&self) -> Result<Computed, Vec<SqlProblem>> {
+        let refresh = matches!(self.table.write, WriteSpec::Refresh { .. });
+        let sql = match (&self.table.sql, &self.table.from) {
+            (Some(sql), _) => sql.clone(),
+            // The whole table's rows of the touched groups, not the batch's.
+            (None, From::Table(name)) if refresh => format!("SELECT * FROM {}", rewrite::quoted(name)),
+            (None, From::Source(_)) if refresh => return Err(self.problem(refresh_reads_tables(Place::START), Field::From)),
+            (None, _) => {
+                let inputs = vec![Input { name: BATCH.into(), kind: InputKind::Batch, schema: self.batch.clone() }];
+                let schema = self.batch.clone();
+                return Ok(Computed { inputs, query: None, schema, injected: Vec::new(), restore_order: false });
+            }
+        };
+        let scope =
+            Scope { engine: self.table.engine, batch: self.batch, tables: self.tables, lookups: self.lookups };
+        let findings = |found: Vec<Finding>| -> Vec<SqlProblem> {
+            found.into_iter().map(|finding| finding.in_field(&self.table.name, Field::Sql)).collect()
+        };
+        let mut prepared = prepare_query(&sql, &scope).map_err(findings)?;
+        let reads_batch = prepared.inputs.iter().any(|input| input.kind == InputKind::Batch);
+        if refresh && reads_batch {
+            let place = locate(&prepared.original, BATCH).map_or(Place::START, Place::of);
+            return Err(self.problem(refresh_reads_tables(place), Field::Sql));
+        }
+        if let (WriteSpec::Upsert { .. }, Some(place), true) = (&self.table.write, prepared.aggregate, reads_batch) {
+            let finding = Finding {
+                place,
+                message: "an upsert of aggregates over `batch` counts a changed row twice".into(),
+                help: None,
+            }
+            .help("aggregate the whole table: `FROM` its name instead of `batch`, and `write: {refresh: {by: …}}`");
+            return Err(self.problem(finding, Field::Sql));
+        }
+        let inputs: Vec<(String, SchemaRef)> =
+            prepared.inputs.iter().map(|input| (input.name.clone(), input.schema.clone())).collect();
+        let mut schema = self.infer(&prepared, &inputs)?;
+        let mut injected = Vec::new();
+        let has = |schema: &Schema, name: &str| schema.column_with_name(name).is_some();
+        if let Some(qualifier) = prepared.plain.clone()
+            && COORDINATES.iter().all(|name| has(self.batch, name))
+        {
+            injected = COORDINATES.iter().copied().filter(|name| !has(&schema, name)).collect();
+            if !injected.is_empty() {
+                rewrite::select_also(&mut prepared.query, &qualifier, &injected);
+                schema = self.infer(&prepared, &inputs)?;
+            }
+        }
+        let schema = stored_schema(&schema).map_err(|found| {
+            let problem = |(column, message): (String, String)| {
+                let place = locate(&prepared.original, &column).map_or(Place::START, Place::of);
+                Finding { place, message, help: None }.in_field(&self.table.name, Field::Sql)
+            };
+            found.into_iter().map(problem).collect::<Vec<_>>()
+        })?;
+        if let Some(reserved) = schema.fields().iter().find(|field| field.name().starts_with("_tidegate_")) {
+            let place = locate(&prepared.original, reserved.name()).map_or(Place::START, Place::of);
+            let message = format!("column `{}`: names that start with `_tidegate_` are reserved", reserved.name());
+            return Err(self.problem(Finding { place, message, help: None }, Field::Sql));
+        }
+        let restore_order =
+            prepared.plain.is_some() && !prepared.ordered && COORDINATES.iter().all(|name| has(&schema, name));
+        Ok(Computed {
+            query: Some(prepared.query.to_string()),
+            inputs: prepared.inputs,
+            schema,
+            injected,
+            restore_order,
+        })
+    }
+
+    fn infer(&self, prepared: &Prepared, inputs: &[(String, SchemaRef)]) -> Result<Schema, Vec<SqlProblem>> {
+        let sql = rewrite::at_batch_time(&prepared.query.to_string(), chrono::DateTime::UNIX_EPOCH);
+        engine::infer(self.table.engine, inputs, &sql).map_err(|message| {
+            // Inputs are pruned to the columns that are named; a suggestion may come from all of them.
+            let whole = |(name, pruned)| match name {
+                BATCH => self.batch,
+                name => self.tables.get(name).or_else(|| self.lookups.get(name)).unwrap_or(pruned),
+            };
+            let all = inputs.iter().map(|(name, pruned)| whole((name.as_str(), pruned)));
+            let all = all.flat_map(|schema| schema.fields()).map(|field| field.name().as_str()).collect();
+            self.problem(explain(&prepared.original, self.table.engine, &message, all), Field::Sql)
+        })
+    }
+
+    fn delete_when(&self) -> Option<&str> {
+        match &self.table.write {
+            WriteSpec::Upsert { delete_when, .. } => delete_when.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// One SELECT that computes every rule and the delete flag next to the output columns.
+    fn checks(&self, computed: &SchemaRef) -> Result<Option<(String, SchemaRef)>, Vec<SqlProblem>> {
+        let mut wanted: Vec<(Field, &str, String)> = Vec::new();
+        for (index, rule) in self.table.expect.iter().enumerate() {
+            wanted.push((Field::Expect(rule.name.clone()), &rule.check, check_column(index)));
+        }
+        wanted.extend(self.delete_when().map(|sql| (Field::DeleteWhen, sql, DELETE_FLAG.to_string())));
+        if wanted.is_empty() {
+            return Ok(None);
+        }
+        let mut problems = Vec::new();
+        let mut items = vec!["*".to_string()];
+        let mut fields: Vec<_> = computed.fields().iter().cloned().collect();
+        for (field, sql, name) in wanted {
+            match self.check(computed, sql) {
+                Ok(expr) => {
+                    items.push(format!("COALESCE(({expr}), FALSE) AS {}", rewrite::quoted(&name)));
+                    fields.push(Arc::new(ArrowField::new(&name, DataType::Boolean, false)));
+                }
+                Err(found) => {
+                    problems.extend(found.into_iter().map(|finding| finding.in_field(&self.table.name, field.clone())));
+                }
+            }
+        }
+        match problems.is_empty() {
+            true => Ok(Some((format!("SELECT {} FROM {OUTPUT}", items.join(", ")), Arc::new(Schema::new(fields))))),
+            false => Err(problems),
+        }
+    }
+
+    fn check(&self, computed: &SchemaRef, sql: &str) -> Result<String, Vec<Finding>> {
+        let expr = prepare_expression(sql, self.table.engine)?.to_string();
+        let query = rewrite::at_batch_time(&format!("SELECT ({expr}) AS c FROM {OUTPUT}"), chrono::DateTime::UNIX_EPOCH);
+        let inputs = [(OUTPUT.to_string(), computed.clone())];
+        let original = rewrite::parse_expression(sql).map_err(|finding| vec![finding])?;
+        let schema = engine::infer(self.table.engine, &inputs, &query).map_err(|message| {
+            let columns = computed.fields().iter().map(|field| field.name().as_str()).collect();
+            vec![explain(&original, self.table.engine, &message, columns)]
+        })?;
+        match schema.field(0).data_type() {
+            DataType::Boolean => Ok(expr),
+            other => Err(vec![Finding {
+                place: Place::START,
+                message: format!("must be a condition (true or false), not {other}"),
+                help: None,
+            }]),
+        }
+    }
+
+    fn columns_exist(&self, computed: &SchemaRef) -> Vec<SqlProblem> {
+        let mut wanted: Vec<(Field, &String)> = Vec::new();
+        match &self.table.write {
+            WriteSpec::Append => {}
+            WriteSpec::Upsert { key, order_by, drop, .. } => {
+                wanted.extend(key.iter().map(|name| (Field::Key, name)));
+                wanted.extend(order_by.iter().map(|name| (Field::OrderBy, name)));
+                wanted.extend(drop.iter().map(|name| (Field::Drop, name)));
+            }
+            WriteSpec::Refresh { by } => wanted.extend(by.iter().map(|name| (Field::By, name))),
+        }
+        wanted.extend(self.table.partition_by.iter().map(|name| (Field::PartitionBy, name)));
+        let mut problems = Vec::new();
+        let mut missing = |field: Field, name: &str, schema: &Schema, whose: String| {
+            if schema.column_with_name(name).is_none() {
+                let known = schema.fields().iter().map(|field| field.name().as_str());
+                let finding = Finding {
+                    place: Place::START,
+                    message: format!("{whose} has no column `{name}`"),
+                    help: suggest(name, known, "columns"),
+                };
+                problems.push(finding.in_field(&self.table.name, field));
+            }
+        };
+        for (field, name) in wanted {
+            missing(field, name, computed, "the table".to_string());
+        }
+        if let (WriteSpec::Refresh { by }, From::Table(upstream)) = (&self.table.write, &self.table.from) {
+            for name in by {
+                missing(Field::By, name, self.batch, format!("`{upstream}`"));
+            }
+        }
+        if let WriteSpec::Upsert { key, order_by, drop, .. } = &self.table.write {
+            for (what, names) in [("key", key), ("order_by", order_by), ("partition_by", &self.table.partition_by)] {
+                for name in names.iter().filter(|name| drop.contains(name)) {
+                    let message = format!("`{name}` is in `{what}` and must be stored");
+                    problems.push(
+                        Finding { place: Place::START, message, help: None }.in_field(&self.table.name, Field::Drop),
+                    );
+                }
+            }
+        }
+        problems
+    }
+
+    fn stored(&self, computed: &Computed) -> SchemaRef {
+        let mut fields: Vec<_> = Vec::new();
+        for field in computed.schema.fields() {
+            let injected = computed.injected.contains(&field.name().as_str());
+            match &self.table.write {
+                WriteSpec::Upsert { drop, key, .. } => {
+                    let coordinate = COORDINATES.contains(&field.name().as_str());
+                    if key.contains(field.name()) {
+                        fields.push(Arc::new(field.as_ref().clone().with_nullable(false)));
+                    } else if coordinate || !drop.contains(field.name()) {
+                        fields.push(field.clone());
+                    }
+                }
+                _ if injected => {}
+                _ => fields.push(field.clone()),
+            }
+        }
+        Arc::new(Schema::new(fields))
+    }
+
+    fn reads(&self, inputs: &[Input]) -> Reads {
+        let mut reads = Reads::default();
+        for input in inputs {
+            match input.kind {
+                InputKind::Batch => reads.batch = true,
+                InputKind::Lookup => reads.lookups.push(input.name.clone()),
+                InputKind::Table => {
+                    let mut columns: Vec<String> =
+                        input.schema.fields().iter().map(|field| field.name().clone()).collect();
+                    if let WriteSpec::Refresh { by } = &self.table.write {
+                        let known = self.tables.get(&input.name);
+                        let extra = by.iter().filter(|name| {
+                            !columns.contains(name) && known.is_some_and(|schema| schema.column_with_name(name).is_some())
+                        });
+                        let extra: Vec<String> = extra.cloned().collect();
+                        columns.extend(extra);
+                    }
+                    reads.tables.insert(input.name.clone(), columns);
+                }
+            }
+        }
+        reads
+    }
+}
+
+fn refresh_reads_tables(place: Place) -> Finding {
+    Finding { place, message: "`refresh` recomputes whole groups, but `batch` holds only this batch's rows".into(), help: None }
+        .help("read the table itself: `FROM` the name that `from:` gives, such as FROM silver.orders")
+}
+
+/// An engine's message as ours: what it names is found in the SQL, and what it could have been is said.
+fn explain(
+    original: &impl sqlparser::ast::Visit,
+    engine: Engine,
+    message: &str,
+    columns: Vec<&str>,
+) -> Finding {
+    let first_line = message.lines().next().unwrap_or_default().trim();
+    let mut columns = columns;
+    columns.sort_unstable();
+    columns.dedup();
+    let named = names_in(message);
+    let about_a_column = ["unable to find column", "no column named", "No field named", "not found", "no table or struct column"]
+        .iter()
+        .any(|text| message.contains(text));
+    if about_a_column
+        && let Some((name, span)) = named
+            .iter()
+            .filter(|name| !columns.contains(&name.as_str()))
+            .find_map(|name| Some((name, locate(original, name)?)))
+    {
+        let mut finding = Finding::at(span, format!("unknown column `{name}`"));
+        finding.help = suggest(name, columns.iter().copied(), "columns");
+        return finding;
+    }
+    if ["unsupported function", "Invalid function", "UDF"].iter().any(|text| message.contains(text))
+        && let Some((name, span)) = named.iter().find_map(|name| Some((name, locate(original, name)?)))
+    {
+        let finding = Finding::at(span, format!("unknown function `{name}`"));
+        return match engine {
+            Engine::Polars => finding.help("Polars SQL does not have it; `engine: datafusion` on this table may"),
+            Engine::DataFusion => finding,
+        };
+    }
+    let place = named.iter().find_map(|name| locate(original, name)).map_or(Place::START, Place::of);
+    let finding = Finding { place, message: first_line.to_string(), help: None };
+    match engine {
+        Engine::Polars if message.contains("support") => {
+            finding.help("if Polars SQL cannot do this, `engine: datafusion` on this table may")
+        }
+        _ => finding,
+    }
+}
+
+/// What a message puts in quotes, and what follows `No field named`.
+fn names_in(message: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    if let Some((_, rest)) = message.split_once("No field named ") {
+        let token = rest.split([' ', ',', '\n']).next().unwrap_or_default().trim_end_matches('.').trim_matches('"');
+        let last = token.rsplit('.').next().unwrap_or(token);
+        names.push(last.trim_matches('"').to_string());
+    }
+    for quote in ['"', '\'', '`'] {
+        names.extend(message.split(quote).skip(1).step_by(2).map(str::to_string));
+    }
+    names
+}

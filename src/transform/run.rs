@@ -1,0 +1,117 @@
+//! Running a compiled pipeline on one batch.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, AsArray, BooleanArray, RecordBatch};
+use arrow::compute::filter_record_batch;
+use arrow::datatypes::SchemaRef;
+
+use super::compile::{CompiledPipeline, CompiledTable};
+use super::engine::{self, Job, NamedRows};
+use super::expect::{self, DELETE_FLAG, Rules, in_source_order};
+use super::rewrite::{InputKind, at_batch_time};
+use super::{BatchContext, Decoded, Inputs, Reads, Shaped, Transform};
+use crate::arrow_bridge::conform;
+use crate::error::{Context, Error, ErrorKind, Result};
+
+impl Transform for CompiledPipeline {
+    fn decode(&self, source: &str, records: &[RecordBatch], context: &BatchContext) -> Result<Decoded> {
+        let decoder = self.decoders.get(source);
+        decoder.ok_or_else(|| Error::failed(format!("there is no source {source}")))?.decode(records, context)
+    }
+
+    fn reads(&self, table: &str) -> &Reads {
+        self.tables.get(table).map_or(&self.nothing, |table| &table.reads)
+    }
+
+    fn shape(&self, table: &str, inputs: &Inputs, context: &BatchContext) -> Result<Shaped> {
+        let compiled =
+            self.tables.get(table).ok_or_else(|| Error::failed(format!("there is no table {table} to compute")))?;
+        compiled.shape(inputs, context, self.dead_letters.is_some()).map_err(|error| error.with("table", table))
+    }
+
+    fn schema(&self, table: &str) -> SchemaRef {
+        match (self.tables.get(table), &self.dead_letters) {
+            (Some(compiled), _) => compiled.stored.clone(),
+            (None, Some((name, schema))) if name == table => schema.clone(),
+            _ => Arc::new(arrow::datatypes::Schema::empty()),
+        }
+    }
+}
+
+impl CompiledTable {
+    fn shape(&self, inputs: &Inputs, context: &BatchContext, dead_letters: bool) -> Result<Shaped> {
+        let rows = match &self.query {
+            None => conform(&live(&inputs.batch)?, &self.computed)?,
+            Some(query) => {
+                let query = at_batch_time(query, context.batch_time);
+                let checks = self.checks.as_ref().map(|(sql, schema)| (at_batch_time(sql, context.batch_time), schema));
+                let job = Job {
+                    inputs: self.gather(inputs)?,
+                    query: &query,
+                    computed: &self.computed,
+                    checks: checks.as_ref().map(|(sql, schema)| (sql.as_str(), *schema)),
+                };
+                let rows = engine::run(self.spec.engine, job)?;
+                match (self.restore_order, &self.checks) {
+                    (false, _) => rows,
+                    (true, Some((_, schema))) => in_source_order(schema, rows)?,
+                    (true, None) => in_source_order(&self.computed, rows)?,
+                }
+            }
+        };
+        let mut shaped = Shaped::default();
+        for rule in self.expectations() {
+            shaped.broken.insert(rule.name.clone(), 0);
+        }
+        let rules = Rules {
+            table: &self.spec.name,
+            expectations: self.expectations(),
+            key: self.key(),
+            dead_letters,
+            shown: &self.computed,
+        };
+        for batch in rows {
+            let kept = expect::apply(&rules, &batch, &mut shaped)?;
+            shaped.rows.push(kept);
+        }
+        shaped.rows = conform(&shaped.rows, &self.output)?;
+        shaped.rows.retain(|batch| batch.num_rows() > 0);
+        Ok(shaped)
+    }
+
+    fn gather(&self, inputs: &Inputs) -> Result<Vec<NamedRows>> {
+        let mut gathered = Vec::with_capacity(self.inputs.len());
+        for input in &self.inputs {
+            let missing = || Error::failed(format!("the rows of {} were not read", input.name));
+            let rows = match input.kind {
+                InputKind::Batch => conform(&live(&inputs.batch)?, &input.schema)?,
+                InputKind::Table => {
+                    conform(inputs.tables.get(&input.name).ok_or_else(missing)?, &input.schema)?
+                }
+                InputKind::Lookup => {
+                    conform(inputs.lookups.get(&input.name).ok_or_else(missing)?, &input.schema)?
+                }
+            };
+            gathered.push(NamedRows { name: input.name.clone(), schema: input.schema.clone(), rows });
+        }
+        Ok(gathered)
+    }
+}
+
+/// The rows that exist: an upstream upsert's deletes are not rows of the batch.
+fn live(batch: &[RecordBatch]) -> Result<Vec<RecordBatch>> {
+    let mut rows = Vec::with_capacity(batch.len());
+    for batch in batch {
+        let flags = batch.column_by_name(DELETE_FLAG).and_then(|flags| flags.as_boolean_opt());
+        match flags.filter(|flags| flags.true_count() > 0) {
+            Some(flags) => {
+                let keep: BooleanArray =
+                    (0..flags.len()).map(|row| Some(!(flags.is_valid(row) && flags.value(row)))).collect();
+                rows.push(filter_record_batch(batch, &keep).context(ErrorKind::Failed, "leaving out deletes")?);
+            }
+            None => rows.push(batch.clone()),
+        }
+    }
+    Ok(rows)
+}
