@@ -40,7 +40,10 @@ fn the_first_record_is_what_it_always_was() {
     assert_eq!(records(&odd, 1, 500), records(&odd, 1, 500));
 }
 
-const GOLDEN: &str = "";
+const GOLDEN: &str = concat!(
+    r#"{"order_id":"o-00000002","store_id":"s-001","customer_id":"c-04261","amount":"277.85","quantity":2,"#,
+    r#""status":"placed","updated_at":"2026-03-01T00:00:04.320Z","op":"u"}"#
+);
 
 #[test]
 fn an_order_is_placed_then_paid_then_shipped_or_cancelled_in_its_partition() {
