@@ -8,9 +8,11 @@ use arrow::array::{Array, AsArray};
 use arrow::datatypes::{Int32Type, Int64Type};
 use arrow::record_batch::RecordBatch;
 use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tidegate::config::spec::{FilesSpec, GenerateSpec, KafkaSpec, OnDataLoss, StartPosition, TopicSelection};
 use tidegate::error::ErrorKind;
 use tidegate::model::offset::{OffsetRanges, Offsets, Partition, Range};
@@ -297,6 +299,65 @@ async fn a_secret_setting_that_is_refused_is_not_printed() {
     let error = KafkaSource::new(spec, PATIENCE).end().await.expect_err("refused");
     assert_eq!(error.kind(), ErrorKind::Config);
     assert!(error.report().contains("session.timeout.ms") && !error.report().contains("hunter2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_that_expired_stop_the_run_or_are_skipped_if_the_user_says_so() {
+    let cluster = cluster(&[("t", 1)]);
+    // The mock keeps 5 MiB a partition and forgets the oldest.
+    let text = "x".repeat(50_000);
+    let mut spec = kafka_spec(&cluster, names(&["t"]));
+    produce(&cluster, "t", 0, (0..300).map(|_| text.clone()));
+    let mut source = KafkaSource::new(spec.clone(), PATIENCE);
+    let (earliest, end) = (source.earliest().await.expect("earliest"), source.end().await.expect("end"));
+    let first = earliest.0[&Partition::new("t", 0)];
+    assert!(first > 0);
+    let from = Offsets([(Partition::new("t", 0), 0)].into());
+    let error = source.bound(&from, &end, WIDE).await.expect_err("expired");
+    assert_eq!(error.kind(), ErrorKind::OffsetsLost);
+    assert!(error.message().starts_with(&format!("{first} records of t/0 have expired")), "{error}");
+    assert!(error.report().contains("on_data_loss: skip"));
+    let plan = OffsetRanges([(Partition::new("t", 0), Range { from: 0, until: first + 2 })].into());
+    assert_eq!(source.read(&plan).await.expect_err("expired").kind(), ErrorKind::OffsetsLost);
+    spec.on_data_loss = OnDataLoss::Skip;
+    let mut source = KafkaSource::new(spec, PATIENCE);
+    let ranges = source.bound(&from, &end, WIDE).await.expect("skips");
+    assert_eq!(ranges, earliest.ranges_to(&end));
+    assert_eq!(rows(&source.read(&plan).await.expect("skips")).len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_comes_back_is_used_again() {
+    let cluster = cluster(&[("t", 1)]);
+    produce(&cluster, "t", 0, (0..10).map(|i| i.to_string()));
+    let mut source = KafkaSource::new(kafka_spec(&cluster, names(&["t"])), Duration::from_secs(2));
+    let end = source.end().await.expect("end");
+    cluster.broker_down(1).expect("down");
+    let error = source.end().await.expect_err("down");
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    cluster.broker_up(1).expect("up");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(source.end().await.expect("up again"), end);
+    assert_eq!(everything(&mut source).await.1[0].num_rows(), 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn acknowledged_offsets_are_in_the_consumer_group_even_if_the_run_ends_at_once() {
+    let cluster = cluster(&[("t", 1)]);
+    produce(&cluster, "t", 0, (0..10).map(|i| i.to_string()));
+    let mut source = KafkaSource::new(kafka_spec(&cluster, names(&["t"])), PATIENCE);
+    everything(&mut source).await;
+    let started = std::time::Instant::now();
+    source.acknowledge(&Offsets([(Partition::new("t", 0), 10)].into())).await;
+    drop(source);
+    assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", cluster.bootstrap_servers()).set("group.id", "tidegate-test");
+    let consumer: BaseConsumer = config.create().expect("consumer");
+    let mut wanted = TopicPartitionList::new();
+    wanted.add_partition("t", 0);
+    let committed = consumer.committed_offsets(wanted, Duration::from_secs(5)).expect("committed");
+    assert_eq!(committed.elements()[0].offset(), Offset::Offset(10));
 }
 
 /// `cargo test --release --test it contract::source::speed -- --ignored --nocapture`

@@ -95,11 +95,13 @@ pub fn connect(spec: &KafkaSpec, group: bool, queue_kb: usize) -> Result<Client>
     if group {
         config.set("group.id", &spec.group).set("queued.max.messages.kbytes", queue_kb.to_string());
     }
+    // What one request brings of a partition comes on top of its queue. A larger record is sent whole all the same.
+    let fetch_bytes = (queue_kb.clamp(256, 4096) * 1024).to_string();
     let defaults = [
         ("client.id", "tidegate"),
         ("receive.message.max.bytes", "209715200"),
         ("fetch.max.bytes", MAX_RECORD),
-        ("fetch.message.max.bytes", "4194304"),
+        ("fetch.message.max.bytes", fetch_bytes.as_str()),
         ("fetch.wait.max.ms", "50"),
         ("fetch.queue.backoff.ms", "10"),
         ("queued.min.messages", "100000"),

@@ -37,6 +37,9 @@ const TURN: usize = 2_000;
 /// Sleep when no queue has anything.
 const NAP: Duration = Duration::from_millis(2);
 
+/// Silence after an end-of-partition event before it is looked into: usually it is old, and records follow it.
+const SILENCE: Duration = Duration::from_millis(20);
+
 /// How long to wait before asking again whether a partition has ended.
 const RECHECK: Duration = Duration::from_millis(500);
 
@@ -72,12 +75,12 @@ struct Held {
 /// What is known about the end of a partition while a range is read.
 #[derive(Clone, Copy, PartialEq)]
 enum End {
-    /// Nothing, or an old event.
+    /// Nothing.
     Unknown,
+    /// An event arrived, perhaps an old one; unless a record follows, look into it at this time.
+    Suspected(Instant),
     /// The partition ends at or after the range: the next event is to be believed.
     Confirming,
-    /// It did not yet; ask again at this time.
-    Recheck(Instant),
 }
 
 /// One range on its way.
@@ -112,7 +115,7 @@ impl Reader {
     /// assignment could still wait in a queue and be taken for the new one's.
     pub fn new(spec: &KafkaSpec, ranges: &OffsetRanges, patience: Duration) -> Result<Self> {
         let failed = |cause: KafkaError| Error::failed("the Kafka consumer could not be assigned").caused_by(cause);
-        let queue_kb = (QUEUE_KB / ranges.0.len().max(1)).max(1024);
+        let queue_kb = (QUEUE_KB / ranges.0.len().max(1)).max(256);
         let client = Arc::new(connect(spec, true, queue_kb)?);
         let mut slots = BTreeMap::new();
         let mut list = TopicPartitionList::with_capacity(ranges.0.len());
@@ -213,28 +216,42 @@ impl Reader {
             if place.position >= job.range.until {
                 continue;
             }
-            let mut ended = matches!(job.end, End::Recheck(at) if at <= Instant::now());
+            let mut is_quiet = false;
             for _ in 0..TURN {
                 match queue.poll(Duration::ZERO) {
-                    None => break,
+                    None => {
+                        is_quiet = true;
+                        break;
+                    }
                     Some(Ok(message)) => {
                         progressed = true;
+                        if let End::Suspected(_) = job.end {
+                            job.end = End::Unknown;
+                        }
                         deliver(place, job, budget, &message)?;
                     }
                     Some(Err(KafkaError::PartitionEOF(_))) => {
                         progressed = true;
-                        ended = true;
+                        match job.end {
+                            // Behind the last visible record there is nothing up to the end of the range; what the
+                            // queue brings next lies after it.
+                            End::Confirming => place.position = job.range.until,
+                            _ => job.end = End::Suspected(Instant::now() + SILENCE),
+                        }
                     }
                     Some(Err(error)) => return_if_final(&self.spec, &error, admin, partition, place.position)?,
                 }
-                if budget.is_spent || place.position >= job.range.until || ended {
+                if budget.is_spent || place.position >= job.range.until {
                     break;
                 }
             }
             if budget.is_spent {
                 break;
             }
-            if ended && place.position < job.range.until {
+            if let End::Suspected(at) = job.end
+                && is_quiet
+                && at <= Instant::now()
+            {
                 confirm(&self.client, admin, partition, place, job)?;
             }
         }
@@ -310,14 +327,8 @@ fn headers<'a>(message: &'a BorrowedMessage<'_>) -> Option<Headers<'a>> {
     }
 }
 
-/// After an end-of-partition event before the end of the range: see the module's text.
-fn confirm(client: &Client, admin: &Admin, partition: &Partition, place: &mut Place, job: &mut Job) -> Result<()> {
-    if job.end == End::Confirming {
-        place.position = job.range.until;
-        // The position of the queue may be before the hole: the next range starts after it, and what lies in between
-        // is never delivered, so nothing has to move.
-        return Ok(());
-    }
+/// Makes sure that the next end-of-partition event tells the truth: see the module's text.
+fn confirm(client: &Client, admin: &Admin, partition: &Partition, place: &Place, job: &mut Job) -> Result<()> {
     let end = admin.end(std::slice::from_ref(partition))?;
     if end.0.get(partition).is_some_and(|&end| end >= job.range.until) {
         client
@@ -325,7 +336,7 @@ fn confirm(client: &Client, admin: &Admin, partition: &Partition, place: &mut Pl
             .map_err(|cause| Error::failed(format!("{partition} could not be read again")).caused_by(cause))?;
         job.end = End::Confirming;
     } else {
-        job.end = End::Recheck(Instant::now() + RECHECK);
+        job.end = End::Suspected(Instant::now() + RECHECK);
     }
     Ok(())
 }
@@ -370,3 +381,7 @@ fn return_if_final(
         }
     }
 }
+
+#[cfg(test)]
+#[path = "reader_tests.rs"]
+mod tests;
