@@ -3,3 +3,4 @@
 // The import rules of the house.
 mod architecture;
 mod config;
+mod contract;

@@ -16,8 +16,34 @@ use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use std::sync::{Arc, LazyLock};
 
-use crate::error::Result;
+use crate::config::spec::{SourceKind, SourceSpec};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::offset::{OffsetRanges, Offsets};
+
+pub mod files;
+pub mod generate;
+pub mod kafka;
+pub mod loss;
+pub mod rows;
+
+/// Opens the source called `name` in the pipeline file. Nothing is connected or read until the first question.
+pub fn open(name: &str, spec: &SourceSpec) -> Result<Box<dyn Source>> {
+    Ok(match &spec.kind {
+        SourceKind::Kafka(kafka) => Box::new(kafka::KafkaSource::new(kafka.clone(), kafka::PATIENCE)),
+        SourceKind::Files(files) => Box::new(files::FilesSource::new(files.clone())),
+        SourceKind::Generate(generate) => {
+            Box::new(generate::GenerateSource::new(generate.clone()).map_err(|e| e.with("source", name))?)
+        }
+    })
+}
+
+/// Runs blocking work on its own thread; a panic there is a failure here, not the end of the process.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(cause) => Err(Error::new(ErrorKind::Failed, "the source's thread did not finish").caused_by(cause)),
+    }
+}
 
 /// How much one batch may read from one source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
