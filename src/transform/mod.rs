@@ -5,7 +5,9 @@
 //! A transform is a deterministic function of (rows, [`BatchContext`]): no clock, no randomness, no files, no network.
 //! Every input row comes out as a row, as a dead letter, or in a count of a rule the user wrote; none vanishes.
 
+pub mod dead_letter;
 pub mod decode;
+pub mod row_json;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
