@@ -10,7 +10,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, StructArray, make_array, new_empty_array};
+use arrow::array::{
+    Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, StructArray, make_array, new_empty_array,
+};
 use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use arrow::ffi::{FFI_ArrowArray, FFI_ArrowSchema, from_ffi, to_ffi};
@@ -62,8 +64,8 @@ fn series(name: &str, data_type: &DataType, chunks: &[ArrayRef]) -> Result<pl::S
         let (array, schema) = to_ffi(&chunk.to_data()).context(ErrorKind::Failed, "exporting a column to Polars")?;
         let (array, schema) = (into_polars_array(array), into_polars_schema(schema));
         // SAFETY: `schema` and `array` were made by arrow-rs for each other, and both live until they are imported.
-        let imported_field = unsafe { import_field_from_c(&schema) }
-            .map_err(|cause| unusable(name, data_type).caused_by(cause))?;
+        let imported_field =
+            unsafe { import_field_from_c(&schema) }.map_err(|cause| unusable(name, data_type).caused_by(cause))?;
         // SAFETY: as above; the array's memory is owned by `array`, which the import takes.
         let imported_array = unsafe { import_array_from_c(array, imported_field.dtype().clone()) }
             .map_err(|cause| unusable(name, data_type).caused_by(cause))?;
@@ -99,9 +101,9 @@ pub fn from_polars(frame: pl::DataFrame, target: &SchemaRef) -> Result<Vec<Recor
     let height = frame.height();
     let mut arrays = Vec::with_capacity(target.fields().len());
     for field in target.fields() {
-        let column = frame
-            .column(field.name())
-            .map_err(|cause| Error::failed(format!("the query result has no column {}", field.name())).caused_by(cause))?;
+        let column = frame.column(field.name()).map_err(|cause| {
+            Error::failed(format!("the query result has no column {}", field.name())).caused_by(cause)
+        })?;
         arrays.push(conform_array(field, &export(column.as_materialized_series().rechunk())?)?);
     }
     let options = RecordBatchOptions::new().with_row_count(Some(height));
@@ -211,9 +213,9 @@ pub fn plain(data_type: &DataType) -> DataType {
     match data_type {
         DataType::Utf8View | DataType::LargeUtf8 => DataType::Utf8,
         DataType::BinaryView | DataType::LargeBinary | DataType::FixedSizeBinary(_) => DataType::Binary,
-        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => DataType::List(Arc::new(
-            Field::new(LIST_ELEMENT, plain(item.data_type()), item.is_nullable()),
-        )),
+        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
+            DataType::List(Arc::new(Field::new(LIST_ELEMENT, plain(item.data_type()), item.is_nullable())))
+        }
         DataType::Struct(fields) => DataType::Struct(
             fields
                 .iter()
@@ -227,9 +229,7 @@ pub fn plain(data_type: &DataType) -> DataType {
 
 /// The columns of `schema` named by `keep`, in schema order.
 pub fn project(schema: &Schema, keep: impl Fn(&str) -> bool) -> SchemaRef {
-    Arc::new(Schema::new(
-        schema.fields().iter().filter(|field| keep(field.name())).cloned().collect::<Vec<_>>(),
-    ))
+    Arc::new(Schema::new(schema.fields().iter().filter(|field| keep(field.name())).cloned().collect::<Vec<_>>()))
 }
 
 #[cfg(test)]
@@ -241,10 +241,7 @@ mod tests {
 
     fn schema() -> SchemaRef {
         let item = Arc::new(Field::new(LIST_ELEMENT, DataType::Int32, true));
-        let inner = Fields::from(vec![
-            Field::new("a", DataType::Int64, true),
-            Field::new("b", DataType::Utf8, true),
-        ]);
+        let inner = Fields::from(vec![Field::new("a", DataType::Int64, true), Field::new("b", DataType::Utf8, true)]);
         Arc::new(Schema::new(vec![
             Field::new("i8", DataType::Int8, true),
             Field::new("i16", DataType::Int16, true),

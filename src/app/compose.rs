@@ -10,6 +10,8 @@ use super::Failure;
 use crate::checkpoint::log::ObjectLog;
 use crate::checkpoint::{CheckpointLog, Identity};
 use crate::cli::Global;
+use crate::config::document::{SqlField, SqlPlace};
+use crate::config::report::Report;
 use crate::config::spec::PipelineSpec;
 use crate::config::{self, Loaded};
 use crate::error::Result;
@@ -20,12 +22,14 @@ use crate::runner::event::Observer;
 use crate::source::{self, Source};
 use crate::storage;
 use crate::table::{self, Lookup, Maker, Table};
-use crate::transform::compile::{self, Compiled};
+use crate::transform::compile::{self, CompiledPipeline};
+use crate::transform::definitions::table_definitions;
+use crate::transform::problems::{Field, SqlProblem};
 
 /// A pipeline that has passed every check that needs no source and no table.
 pub(super) struct Checked {
     pub spec: PipelineSpec,
-    pub compiled: Arc<Compiled>,
+    pub compiled: Arc<CompiledPipeline>,
     pub lookups: BTreeMap<String, Box<dyn Lookup>>,
 }
 
@@ -57,11 +61,33 @@ pub(super) async fn check(global: &Global, file: &Path) -> Result<Checked, Failu
         Ok(compiled) => Ok(Checked { spec, compiled: Arc::new(compiled), lookups }),
         Err(problems) => {
             for problem in problems {
-                report.add_sql(problem);
+                add_sql(&mut report, problem);
             }
             Err(report.into())
         }
     }
+}
+
+/// Places a problem of the SQL compiler in the file.
+fn add_sql(report: &mut Report, problem: SqlProblem) {
+    let SqlProblem { table, field, line, column, length, message, help } = problem;
+    let at = |field| SqlPlace { table: &table, field, line, column, length };
+    let below = |path: &[&str]| -> Vec<String> {
+        ["tables", &table].into_iter().chain(path.iter().copied()).map(str::to_string).collect()
+    };
+    let path = match &field {
+        Field::Sql => return report.add_sql(at(SqlField::Sql), message, help),
+        Field::DeleteWhen => return report.add_sql(at(SqlField::DeleteWhen), message, help),
+        Field::Expect(name) => return report.add_sql(at(SqlField::Expect(name)), message, help),
+        Field::Key => below(&["write", "upsert", "key"]),
+        Field::OrderBy => below(&["write", "upsert", "order_by"]),
+        Field::Drop => below(&["write", "upsert", "drop"]),
+        Field::By => below(&["write", "refresh", "by"]),
+        Field::PartitionBy => below(&["partition_by"]),
+        Field::From => below(&["from"]),
+        Field::Write => below(&["write"]),
+    };
+    report.add_at(&path.iter().map(String::as_str).collect::<Vec<_>>(), message, help);
 }
 
 /// This process, for plans and messages.
@@ -96,9 +122,7 @@ pub(super) fn new_identity(spec: &PipelineSpec, owner: &Owner) -> Identity {
 pub(super) fn open_tables(checked: &Checked, identity: &Identity) -> Result<Vec<Box<dyn Table>>> {
     let lake = storage::open(&checked.spec.lake)?;
     let maker = Maker { pipeline: checked.spec.name.clone(), pipeline_id: identity.pipeline_id.clone() };
-    checked
-        .compiled
-        .table_definitions(&checked.spec, &maker)
+    table_definitions(&checked.compiled, &maker)
         .into_iter()
         .map(|definition| table::delta::open(&lake, definition))
         .collect()

@@ -1,7 +1,7 @@
 //! `tidegate init`: a folder that runs as it is, without any service.
 
 use object_store::path::Path;
-use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{PutMode, PutOptions, PutPayload};
 use serde_json::json;
 
 use super::{Failure, Outcome};

@@ -220,11 +220,7 @@ impl CheckpointLog for ObjectLog {
                 match self.storage.store.delete(&path).await {
                     Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
                     Err(e) => {
-                        return Err(storage::explain(
-                            &e,
-                            "delete an old checkpoint object",
-                            &self.name(&path),
-                        ));
+                        return Err(storage::explain(&e, "delete an old checkpoint object", &self.name(&path)));
                     }
                 }
             }

@@ -73,8 +73,12 @@ pub fn compile(
             let (From::Source(name) | From::Table(name)) = &table.from;
             if !broken.contains(&name.as_str()) {
                 problems.push(
-                    Finding { place: Place::START, message: format!("there is no source or table `{name}`"), help: None }
-                        .in_field(&table.name, Field::From),
+                    Finding {
+                        place: Place::START,
+                        message: format!("there is no source or table `{name}`"),
+                        help: None,
+                    }
+                    .in_field(&table.name, Field::From),
                 );
             }
             broken.push(&table.name);
@@ -147,12 +151,16 @@ impl TableCompiler<'_> {
             && COORDINATES.iter().any(|name| computed.schema.column_with_name(name).is_none())
         {
             problems.push(
-                Finding { place: Place::START, message: "an upsert must know which record each row came from".into(), help: None }
-                    .help(
-                        "a plain `SELECT … FROM batch` (joins are fine) keeps track by itself; with CTEs, UNION or \
+                Finding {
+                    place: Place::START,
+                    message: "an upsert must know which record each row came from".into(),
+                    help: None,
+                }
+                .help(
+                    "a plain `SELECT … FROM batch` (joins are fine) keeps track by itself; with CTEs, UNION or \
                          DISTINCT select _topic, _partition and _offset too",
-                    )
-                    .in_field(&self.table.name, if self.table.sql.is_some() { Field::Sql } else { Field::From }),
+                )
+                .in_field(&self.table.name, if self.table.sql.is_some() { Field::Sql } else { Field::From }),
             );
         }
         if !problems.is_empty() {
@@ -191,15 +199,16 @@ impl TableCompiler<'_> {
             (Some(sql), _) => sql.clone(),
             // The whole table's rows of the touched groups, not the batch's.
             (None, From::Table(name)) if refresh => format!("SELECT * FROM {}", rewrite::quoted(name)),
-            (None, From::Source(_)) if refresh => return Err(self.problem(refresh_reads_tables(Place::START), Field::From)),
+            (None, From::Source(_)) if refresh => {
+                return Err(self.problem(refresh_reads_tables(Place::START), Field::From));
+            }
             (None, _) => {
                 let inputs = vec![Input { name: BATCH.into(), kind: InputKind::Batch, schema: self.batch.clone() }];
                 let schema = self.batch.clone();
                 return Ok(Computed { inputs, query: None, schema, injected: Vec::new(), restore_order: false });
             }
         };
-        let scope =
-            Scope { engine: self.table.engine, batch: self.batch, tables: self.tables, lookups: self.lookups };
+        let scope = Scope { engine: self.table.engine, batch: self.batch, tables: self.tables, lookups: self.lookups };
         let findings = |found: Vec<Finding>| -> Vec<SqlProblem> {
             found.into_iter().map(|finding| finding.in_field(&self.table.name, Field::Sql)).collect()
         };
@@ -308,7 +317,8 @@ impl TableCompiler<'_> {
 
     fn check(&self, computed: &SchemaRef, sql: &str) -> Result<String, Vec<Finding>> {
         let expr = prepare_expression(sql, self.table.engine)?.to_string();
-        let query = rewrite::at_batch_time(&format!("SELECT ({expr}) AS c FROM {OUTPUT}"), chrono::DateTime::UNIX_EPOCH);
+        let query =
+            rewrite::at_batch_time(&format!("SELECT ({expr}) AS c FROM {OUTPUT}"), chrono::DateTime::UNIX_EPOCH);
         let inputs = [(OUTPUT.to_string(), computed.clone())];
         let original = rewrite::parse_expression(sql).map_err(|finding| vec![finding])?;
         let schema = engine::infer(self.table.engine, &inputs, &query).map_err(|message| {
@@ -402,7 +412,8 @@ impl TableCompiler<'_> {
                     if let WriteSpec::Refresh { by } = &self.table.write {
                         let known = self.tables.get(&input.name);
                         let extra = by.iter().filter(|name| {
-                            !columns.contains(name) && known.is_some_and(|schema| schema.column_with_name(name).is_some())
+                            !columns.contains(name)
+                                && known.is_some_and(|schema| schema.column_with_name(name).is_some())
                         });
                         let extra: Vec<String> = extra.cloned().collect();
                         columns.extend(extra);
@@ -416,25 +427,25 @@ impl TableCompiler<'_> {
 }
 
 fn refresh_reads_tables(place: Place) -> Finding {
-    Finding { place, message: "`refresh` recomputes whole groups, but `batch` holds only this batch's rows".into(), help: None }
-        .help("read the table itself: `FROM` the name that `from:` gives, such as FROM silver.orders")
+    Finding {
+        place,
+        message: "`refresh` recomputes whole groups, but `batch` holds only this batch's rows".into(),
+        help: None,
+    }
+    .help("read the table itself: `FROM` the name that `from:` gives, such as FROM silver.orders")
 }
 
 /// An engine's message as ours: what it names is found in the SQL, and what it could have been is said.
-fn explain(
-    original: &impl sqlparser::ast::Visit,
-    engine: Engine,
-    message: &str,
-    columns: Vec<&str>,
-) -> Finding {
+fn explain(original: &impl sqlparser::ast::Visit, engine: Engine, message: &str, columns: Vec<&str>) -> Finding {
     let first_line = message.lines().next().unwrap_or_default().trim();
     let mut columns = columns;
     columns.sort_unstable();
     columns.dedup();
     let named = names_in(message);
-    let about_a_column = ["unable to find column", "no column named", "No field named", "not found", "no table or struct column"]
-        .iter()
-        .any(|text| message.contains(text));
+    let about_a_column =
+        ["unable to find column", "no column named", "No field named", "not found", "no table or struct column"]
+            .iter()
+            .any(|text| message.contains(text));
     if about_a_column
         && let Some((name, span)) = named
             .iter()

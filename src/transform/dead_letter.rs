@@ -16,12 +16,8 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::source::{self, column};
 
 /// Columns copied from the envelope: name there, name here.
-const COPIED: [(&str, &str); 4] = [
-    (column::TIMESTAMP, "timestamp"),
-    (column::KEY, "key"),
-    (column::VALUE, "value"),
-    (column::HEADERS, "headers"),
-];
+const COPIED: [(&str, &str); 4] =
+    [(column::TIMESTAMP, "timestamp"), (column::KEY, "key"), (column::VALUE, "value"), (column::HEADERS, "headers")];
 
 /// Bytes of keys and values in one batch of dead letters, below the 2 GiB that a column can hold.
 const MAX_BYTES: usize = 1 << 30;
@@ -175,7 +171,9 @@ fn copied(name: &str, found: &[Option<(usize, usize)>], records: &[RecordBatch])
     let mut arrays: Vec<&dyn Array> = vec![none.as_ref()];
     for batch in records {
         let column = batch.column_by_name(name);
-        arrays.push(column.ok_or_else(|| Error::failed("records lack an envelope column").with("column", name))?.as_ref());
+        arrays.push(
+            column.ok_or_else(|| Error::failed("records lack an envelope column").with("column", name))?.as_ref(),
+        );
     }
     let picks: Vec<(usize, usize)> =
         found.iter().map(|place| place.map_or((0, 0), |(batch, row)| (batch + 1, row))).collect();

@@ -67,13 +67,16 @@ pub fn apply(rules: &Rules<'_>, batch: &RecordBatch, shaped: &mut Shaped) -> Res
         }
         *shaped.broken.entry(rule.name.clone()).or_default() += broken;
         if let (Action::Fail, Some(row)) = (rule.action, first) {
-            return Err(Error::new(ErrorKind::Data, format!("{broken} rows of {} break the rule {}", rules.table, rule.name))
-                .with("table", rules.table)
-                .with("rule", &rule.name)
-                .with("check", &rule.check)
-                .with("rows", broken)
-                .with("first row", show(rules, batch, row))
-                .help("nothing of this batch was written; fix the data or the check, or say `else: quarantine`"));
+            return Err(Error::new(
+                ErrorKind::Data,
+                format!("{broken} rows of {} break the rule {}", rules.table, rule.name),
+            )
+            .with("table", rules.table)
+            .with("rule", &rule.name)
+            .with("check", &rule.check)
+            .with("rows", broken)
+            .with("first row", show(rules, batch, row))
+            .help("nothing of this batch was written; fix the data or the check, or say `else: quarantine`"));
         }
     }
     for name in rules.key {
@@ -98,12 +101,15 @@ pub fn apply(rules: &Rules<'_>, batch: &RecordBatch, shaped: &mut Shaped) -> Res
                 row_json: Some(show(rules, batch, row)),
             }),
             Some((_, rule, error)) => {
-                return Err(Error::new(ErrorKind::Data, format!("a row of {} must be set aside, but dead letters are off", rules.table))
-                    .with("table", rules.table)
-                    .with("rule", rule)
-                    .with("why", error)
-                    .with("row", show(rules, batch, row))
-                    .help("nothing of this batch was written; turn `dead_letters` on, or handle such rows in `sql`"));
+                return Err(Error::new(
+                    ErrorKind::Data,
+                    format!("a row of {} must be set aside, but dead letters are off", rules.table),
+                )
+                .with("table", rules.table)
+                .with("rule", rule)
+                .with("why", error)
+                .with("row", show(rules, batch, row))
+                .help("nothing of this batch was written; turn `dead_letters` on, or handle such rows in `sql`"));
             }
             None if !keep[row] => shaped.dropped += 1,
             None => {}
@@ -148,7 +154,11 @@ pub fn in_source_order(schema: &SchemaRef, batches: Vec<RecordBatch>) -> Result<
         return Ok(batches);
     };
     let compare = |a: usize, b: usize| -> Ordering {
-        (topic.value(a), partition.value(a), offset.value(a)).cmp(&(topic.value(b), partition.value(b), offset.value(b)))
+        (topic.value(a), partition.value(a), offset.value(a)).cmp(&(
+            topic.value(b),
+            partition.value(b),
+            offset.value(b),
+        ))
     };
     if (1..whole.num_rows()).all(|row| compare(row - 1, row).is_le()) {
         return Ok(batches);

@@ -183,7 +183,12 @@ fn to_timestamp(column: &pl::Column, strict: bool) -> PolarsResult<pl::Column> {
                 let message = format!("`{wrong}` is not a timestamp; TRY_CAST gives null instead");
                 return Err(PolarsError::ComputeError(message.into()));
             }
-            return Ok(parsed.with_name(column.name().clone()).into_series().cast(&naive())?.cast(&utc())?.into_column());
+            return Ok(parsed
+                .with_name(column.name().clone())
+                .into_series()
+                .cast(&naive())?
+                .cast(&utc())?
+                .into_column());
         }
         D::Datetime(_, Some(_)) => column.cast(&utc())?,
         D::Datetime(_, None) | D::Date | D::Null => column.cast(&naive())?.cast(&utc())?,
@@ -282,7 +287,8 @@ mod tests {
     #[test]
     fn timestamps_are_read_as_people_write_them() {
         let noon = at("2026-03-17T12:00:00Z");
-        for text in ["2026-03-17 12:00:00", "2026-03-17T12:00:00.000", "2026-03-17T14:00:00+02:00", "2026-03-17 12:00"] {
+        for text in ["2026-03-17 12:00:00", "2026-03-17T12:00:00.000", "2026-03-17T14:00:00+02:00", "2026-03-17 12:00"]
+        {
             assert_eq!(parse_micros(text), Some(noon), "{text}");
         }
         assert_eq!(parse_micros("yesterday"), None);

@@ -342,8 +342,18 @@ impl<'a> Rewriter<'a> {
         let name = function.name.to_string().to_lowercase();
         let span = function.name.span();
         match name.as_str() {
-            "now" | "current_timestamp" | "current_date" | "current_time" | "localtimestamp" | "localtime" | "today"
-            | "sysdate" | "getdate" | "clock_timestamp" | "transaction_timestamp" | "statement_timestamp" => {
+            "now"
+            | "current_timestamp"
+            | "current_date"
+            | "current_time"
+            | "localtimestamp"
+            | "localtime"
+            | "today"
+            | "sysdate"
+            | "getdate"
+            | "clock_timestamp"
+            | "transaction_timestamp"
+            | "statement_timestamp" => {
                 self.refuse(
                     span,
                     format!("`{name}` would give another answer when a batch is replayed"),
@@ -382,7 +392,9 @@ impl<'a> Rewriter<'a> {
                 None
             }
             "avg" | "mean" => {
-                wrap_argument(function, |argument| cast(argument, SqlType::Double(sqlparser::ast::ExactNumberInfo::None)));
+                wrap_argument(function, |argument| {
+                    cast(argument, SqlType::Double(sqlparser::ast::ExactNumberInfo::None))
+                });
                 None
             }
             "count" | "row_number" | "rank" | "dense_rank" => Some(Wrap::Long),
@@ -433,7 +445,8 @@ impl VisitorMut for Rewriter<'_> {
                 SelectItem::QualifiedWildcard(kind, _) => {
                     self.star = true;
                     if let SelectItemQualifiedWildcardKind::ObjectName(name) = kind {
-                        let mut idents: Vec<Ident> = name.0.iter().filter_map(|part| part.as_ident()).cloned().collect();
+                        let mut idents: Vec<Ident> =
+                            name.0.iter().filter_map(|part| part.as_ident()).cloned().collect();
                         idents.push(Ident::new("*"));
                         self.qualify(&mut idents);
                         idents.pop();
@@ -575,7 +588,8 @@ impl VisitorMut for Rewriter<'_> {
 fn arrow_timestamp(text: Expr) -> Expr {
     let data_type = Value::SingleQuotedString("Timestamp(Microsecond, Some(\"UTC\"))".into());
     let mut call = polars::call("arrow_cast", text);
-    if let Expr::Function(Function { args: FunctionArguments::List(FunctionArgumentList { args, .. }), .. }) = &mut call {
+    if let Expr::Function(Function { args: FunctionArguments::List(FunctionArgumentList { args, .. }), .. }) = &mut call
+    {
         args.push(FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::value(data_type))));
     }
     call

@@ -86,12 +86,8 @@ impl CompiledTable {
             let missing = || Error::failed(format!("the rows of {} were not read", input.name));
             let rows = match input.kind {
                 InputKind::Batch => conform(&live(&inputs.batch)?, &input.schema)?,
-                InputKind::Table => {
-                    conform(inputs.tables.get(&input.name).ok_or_else(missing)?, &input.schema)?
-                }
-                InputKind::Lookup => {
-                    conform(inputs.lookups.get(&input.name).ok_or_else(missing)?, &input.schema)?
-                }
+                InputKind::Table => conform(inputs.tables.get(&input.name).ok_or_else(missing)?, &input.schema)?,
+                InputKind::Lookup => conform(inputs.lookups.get(&input.name).ok_or_else(missing)?, &input.schema)?,
             };
             gathered.push(NamedRows { name: input.name.clone(), schema: input.schema.clone(), rows });
         }

@@ -171,10 +171,7 @@ fn context() -> BatchContext {
 fn inputs(batch: Vec<RecordBatch>) -> Inputs {
     let cities = RecordBatch::try_new(
         stores(),
-        vec![
-            Arc::new(StringArray::from(vec!["s2", "s1"])),
-            Arc::new(StringArray::from(vec!["Oslo", "Bergen"])),
-        ],
+        vec![Arc::new(StringArray::from(vec!["s2", "s1"])), Arc::new(StringArray::from(vec!["Oslo", "Bergen"]))],
     );
     let lookups = [("stores".to_string(), Arc::new(vec![cities.unwrap()]))].into();
     Inputs { batch: Arc::new(batch), tables: HashMap::new(), lookups }
@@ -210,7 +207,8 @@ const TWO: [Row<'static>; 2] = [(Some("o-1"), "s1", 700, 2, 0, "u"), (Some("o-2"
 #[test]
 fn unknown_columns_are_located_and_suggested() {
     for engine in BOTH {
-        let t = with_engine(table("t", "source", Some("SELECT order_id,\n  amout FROM batch"), WriteSpec::Append), engine);
+        let t =
+            with_engine(table("t", "source", Some("SELECT order_id,\n  amout FROM batch"), WriteSpec::Append), engine);
         let problem = problems(vec![t]).remove(0);
         assert_eq!((problem.line, problem.column, problem.length), (2, 3, 5), "{engine:?} {problem:?}");
         assert_eq!(problem.message, "unknown column `amout`");
@@ -297,8 +295,14 @@ fn types_are_what_a_sql_user_expects() {
                avg(quantity) AS q, count(DISTINCT order_id) AS ids, max(updated_at) AS last FROM batch GROUP BY store_id";
     let (pipeline, shaped) = one(sql, Engine::Polars, &TWO);
     let expected = [
-        "store_id Utf8", "orders Int64", "revenue Decimal128(38, 2)", "items Int64", "mean Float64", "q Float64",
-        "ids Int64", "last Timestamp(µs, \"UTC\")",
+        "store_id Utf8",
+        "orders Int64",
+        "revenue Decimal128(38, 2)",
+        "items Int64",
+        "mean Float64",
+        "q Float64",
+        "ids Int64",
+        "last Timestamp(µs, \"UTC\")",
     ];
     assert_eq!(types(&pipeline, "t"), expected);
     let mut lines = text(&shaped, &["store_id", "orders", "revenue", "items", "mean"]);
@@ -367,18 +371,41 @@ fn a_join_with_a_lookup_keeps_source_order_and_lineage() {
     let sql = "SELECT o.order_id, s.city, lower(o.status) AS status, o.updated_at FROM batch o \
                LEFT JOIN stores s ON o.store_id = s.store_id";
     for engine in BOTH {
-        let pipeline = compiled(vec![with_engine(table("silver.orders", "source", Some(sql), upsert("order_id")), engine)]);
+        let pipeline =
+            compiled(vec![with_engine(table("silver.orders", "source", Some(sql), upsert("order_id")), engine)]);
         assert_eq!(
             types(&pipeline, "silver.orders"),
-            ["order_id Utf8", "city Utf8", "status Utf8", "updated_at Timestamp(µs, \"UTC\")", "_topic Utf8", "_partition Int32", "_offset Int64"]
+            [
+                "order_id Utf8",
+                "city Utf8",
+                "status Utf8",
+                "updated_at Timestamp(µs, \"UTC\")",
+                "_topic Utf8",
+                "_partition Int32",
+                "_offset Int64"
+            ]
         );
         assert!(!pipeline.schema("silver.orders").field(0).is_nullable());
         assert_eq!(pipeline.reads("silver.orders").lookups, ["stores"]);
-        let batch = [(Some("a"), "s2", 1, 1, 0, "u"), (Some("b"), "s1", 1, 1, 0, "u"), (None, "s1", 1, 1, 0, "u"), (Some("c"), "s9", 1, 1, 0, "u")];
+        let batch = [
+            (Some("a"), "s2", 1, 1, 0, "u"),
+            (Some("b"), "s1", 1, 1, 0, "u"),
+            (None, "s1", 1, 1, 0, "u"),
+            (Some("c"), "s9", 1, 1, 0, "u"),
+        ];
         let shaped = pipeline.shape("silver.orders", &inputs(vec![rows(5, &batch)]), &context()).unwrap();
-        assert_eq!(text(&shaped, &["order_id", "city", "status", "_offset"]), ["a|Oslo|paid|5", "b|Bergen|paid|6", "c||paid|8"]);
-        assert_eq!((shaped.dead.len(), shaped.dead[0].rule.as_str(), shaped.dead[0].stage), (1, "null_key", Stage::Key));
-        assert_eq!(shaped.dead[0].coordinates, Some(Coordinates { topic: "orders.v1".into(), partition: 0, offset: 7 }));
+        assert_eq!(
+            text(&shaped, &["order_id", "city", "status", "_offset"]),
+            ["a|Oslo|paid|5", "b|Bergen|paid|6", "c||paid|8"]
+        );
+        assert_eq!(
+            (shaped.dead.len(), shaped.dead[0].rule.as_str(), shaped.dead[0].stage),
+            (1, "null_key", Stage::Key)
+        );
+        assert_eq!(
+            shaped.dead[0].coordinates,
+            Some(Coordinates { topic: "orders.v1".into(), partition: 0, offset: 7 })
+        );
     }
 }
 
@@ -391,7 +418,12 @@ fn append_tables_do_not_store_lineage() {
 
 #[test]
 fn deletes_are_flagged_dropped_columns_are_not_stored_and_deletes_are_not_checked() {
-    let mut t = table("silver.orders", "source", Some("SELECT order_id, quantity, updated_at, op FROM batch"), upsert("order_id"));
+    let mut t = table(
+        "silver.orders",
+        "source",
+        Some("SELECT order_id, quantity, updated_at, op FROM batch"),
+        upsert("order_id"),
+    );
     t.write = WriteSpec::Upsert {
         key: vec!["order_id".into()],
         order_by: vec!["updated_at".into()],
@@ -407,7 +439,9 @@ fn deletes_are_flagged_dropped_columns_are_not_stored_and_deletes_are_not_checke
         assert_eq!(text(&shaped, &["order_id", DELETE_FLAG]), ["a|false", "b|true"]);
         assert_eq!((shaped.dropped, shaped.broken["many"]), (1, 1));
         let definitions = table_definitions(&pipeline, &Maker { pipeline: "orders".into(), pipeline_id: "x".into() });
-        assert!(matches!(&definitions[0].write, WriteMode::Upsert { delete_flag: Some(flag), .. } if flag == DELETE_FLAG));
+        assert!(
+            matches!(&definitions[0].write, WriteMode::Upsert { delete_flag: Some(flag), .. } if flag == DELETE_FLAG)
+        );
         assert_eq!(definitions[1].name, "dlq.orders");
     }
 }
@@ -423,7 +457,10 @@ fn expectations_warn_drop_quarantine_and_fail() {
         rule("fine", "quantity < 100", Action::Fail),
     ];
     let batch = [
-        (Some("a"), "s", 1, 2, 0, "u"), (Some("b"), "s", 1, -1, 0, "u"), (Some("c"), "s", 1, 3, 0, "u"), (None, "s", 1, 4, 0, "u"),
+        (Some("a"), "s", 1, 2, 0, "u"),
+        (Some("b"), "s", 1, -1, 0, "u"),
+        (Some("c"), "s", 1, 3, 0, "u"),
+        (None, "s", 1, 4, 0, "u"),
     ];
     for engine in BOTH {
         let pipeline = compiled(vec![with_engine(t.clone(), engine)]);
@@ -436,9 +473,8 @@ fn expectations_warn_drop_quarantine_and_fail() {
             shaped.dead.iter().map(|d| (d.rule.as_str(), d.coordinates.as_ref().unwrap().offset)).collect();
         assert_eq!(dead, [("positive", 1), ("not_odd", 2)]);
         assert!(shaped.dead[0].row_json.as_ref().unwrap().contains("\"quantity\":-1"));
-        let error = pipeline
-            .shape("t", &inputs(vec![rows(0, &[(Some("z"), "s", 1, 200, 0, "u")])]), &context())
-            .unwrap_err();
+        let error =
+            pipeline.shape("t", &inputs(vec![rows(0, &[(Some("z"), "s", 1, 200, 0, "u")])]), &context()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Data);
         assert!(error.to_string().starts_with("1 rows of t break the rule fine"), "{error}");
     }
@@ -459,7 +495,8 @@ fn checks_are_checked() {
         rule("broken", "quantity >", Action::Warn),
     ];
     let found = problems(vec![t]);
-    let messages: Vec<String> = found.iter().map(|p| format!("{} {}:{} {}", p.field, p.line, p.column, p.message)).collect();
+    let messages: Vec<String> =
+        found.iter().map(|p| format!("{} {}:{} {}", p.field, p.line, p.column, p.message)).collect();
     assert_eq!(messages[0], "expect.typo.check 1:1 unknown column `quantty`");
     assert_eq!(messages[1], "expect.number.check 1:1 must be a condition (true or false), not Int32");
     assert_eq!(messages[2], "expect.total.check 1:1 an aggregate looks at more than one row");
@@ -486,7 +523,12 @@ fn pass_through_keeps_rows_nullability_and_checks() {
 
 #[test]
 fn gold_reads_the_whole_silver_table() {
-    let silver = table("silver.orders", "source", Some("SELECT order_id, store_id, amount, updated_at FROM batch"), upsert("order_id"));
+    let silver = table(
+        "silver.orders",
+        "source",
+        Some("SELECT order_id, store_id, amount, updated_at FROM batch"),
+        upsert("order_id"),
+    );
     let sql = "SELECT store_id, count(*) AS orders, sum(silver.orders.amount) AS revenue FROM silver.orders \
                WHERE orders.amount > 1 GROUP BY store_id";
     let gold = table("gold.revenue", "silver.orders", Some(sql), refresh("store_id"));
@@ -509,10 +551,22 @@ fn gold_reads_the_whole_silver_table() {
 
 #[test]
 fn wrong_uses_of_write_modes_are_refused() {
-    let found = problems(vec![table("t", "source", Some("SELECT store_id, count(*) AS n FROM batch GROUP BY store_id"), upsert("store_id"))]);
-    assert!(found[0].message.contains("counts a changed row twice") && found[0].help.as_ref().unwrap().contains("refresh"));
+    let found = problems(vec![table(
+        "t",
+        "source",
+        Some("SELECT store_id, count(*) AS n FROM batch GROUP BY store_id"),
+        upsert("store_id"),
+    )]);
+    assert!(
+        found[0].message.contains("counts a changed row twice") && found[0].help.as_ref().unwrap().contains("refresh")
+    );
     let silver = table("silver.orders", "source", None, upsert("order_id"));
-    let gold = table("gold.g", "silver.orders", Some("SELECT store_id, count(*) AS n FROM batch GROUP BY store_id"), refresh("store_id"));
+    let gold = table(
+        "gold.g",
+        "silver.orders",
+        Some("SELECT store_id, count(*) AS n FROM batch GROUP BY store_id"),
+        refresh("store_id"),
+    );
     assert!(problems(vec![silver.clone(), gold])[0].message.contains("`batch` holds only this batch's rows"));
     let distinct = table("t", "source", Some("SELECT DISTINCT order_id, updated_at FROM batch"), upsert("order_id"));
     assert!(problems(vec![distinct])[0].help.as_ref().unwrap().contains("_topic, _partition and _offset"));
@@ -527,11 +581,16 @@ fn wrong_uses_of_write_modes_are_refused() {
 #[test]
 fn ctes_unions_windows_and_stars_work() {
     for engine in BOTH {
-        let (_, shaped) = one("WITH b AS (SELECT * FROM batch) SELECT order_id FROM b ORDER BY order_id DESC", engine, &TWO);
+        let (_, shaped) =
+            one("WITH b AS (SELECT * FROM batch) SELECT order_id FROM b ORDER BY order_id DESC", engine, &TWO);
         assert_eq!(text(&shaped, &["order_id"]), ["o-2", "o-1"]);
         let (_, shaped) = one("SELECT order_id FROM batch UNION ALL SELECT store_id FROM batch", engine, &TWO);
         assert_eq!(text(&shaped, &["order_id"]).len(), 4);
-        let (_, shaped) = one("SELECT b.*, upper(op) AS x FROM batch b WHERE EXISTS (SELECT 1 FROM stores s WHERE s.store_id = b.store_id)", engine, &TWO);
+        let (_, shaped) = one(
+            "SELECT b.*, upper(op) AS x FROM batch b WHERE EXISTS (SELECT 1 FROM stores s WHERE s.store_id = b.store_id)",
+            engine,
+            &TWO,
+        );
         assert_eq!(text(&shaped, &["order_id", "x"]), ["o-1|U", "o-2|D"]);
         let sql = "SELECT order_id, updated_at FROM batch QUALIFY row_number() OVER (PARTITION BY order_id ORDER BY updated_at DESC) = 1";
         let (_, shaped) = one(sql, engine, &[TWO[0], TWO[0], TWO[1]]);
@@ -546,7 +605,8 @@ fn casts_that_fail_stop_the_batch_and_try_cast_does_not() {
         let pipeline = compiled(vec![with_engine(table("t", "source", Some(sql), WriteSpec::Append), engine)]);
         let error = pipeline.shape("t", &inputs(vec![rows(0, &TWO)]), &context()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Data);
-        let (_, shaped) = one("SELECT TRY_CAST(order_id AS TIMESTAMP) AS x, TRY_CAST(order_id AS INT) AS n FROM batch", engine, &TWO);
+        let (_, shaped) =
+            one("SELECT TRY_CAST(order_id AS TIMESTAMP) AS x, TRY_CAST(order_id AS INT) AS n FROM batch", engine, &TWO);
         assert_eq!(text(&shaped, &["x", "n"]), ["|", "|"]);
     }
 }
@@ -554,7 +614,10 @@ fn casts_that_fail_stop_the_batch_and_try_cast_does_not() {
 #[test]
 fn type_errors_are_found_without_data() {
     for engine in BOTH {
-        for sql in ["SELECT upper(quantity + 1) AS x FROM batch WHERE updated_at > quantity", "SELECT op AND quantity AS x FROM batch"] {
+        for sql in [
+            "SELECT upper(quantity + 1) AS x FROM batch WHERE updated_at > quantity",
+            "SELECT op AND quantity AS x FROM batch",
+        ] {
             let found = problems(vec![with_engine(table("t", "source", Some(sql), WriteSpec::Append), engine)]);
             assert_eq!(found.len(), 1, "{found:?}");
         }

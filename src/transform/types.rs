@@ -35,7 +35,9 @@ pub fn stored_type(data_type: &DataType) -> Result<DataType, String> {
             }
             DataType::Struct(stored.into())
         }
-        DataType::Null => return Err("has no type: it is null in every row; cast it, such as CAST(NULL AS STRING)".into()),
+        DataType::Null => {
+            return Err("has no type: it is null in every row; cast it, such as CAST(NULL AS STRING)".into());
+        }
         DataType::Duration(_) | DataType::Interval(_) => {
             return Err("is an interval, which Delta cannot store; compare timestamps, or take a number of it with \
                         EXTRACT or CAST(… AS BIGINT)"
@@ -96,7 +98,9 @@ mod tests {
         for (computed, stored) in cases {
             assert_eq!(stored_type(&computed).unwrap(), stored);
         }
-        for computed in [DataType::Null, DataType::Duration(TimeUnit::Microsecond), DataType::Time64(TimeUnit::Nanosecond)] {
+        for computed in
+            [DataType::Null, DataType::Duration(TimeUnit::Microsecond), DataType::Time64(TimeUnit::Nanosecond)]
+        {
             assert!(stored_type(&computed).is_err());
         }
     }
