@@ -1,0 +1,3 @@
+//! The ports' contracts: one suite per port, for every adapter.
+
+mod table;
