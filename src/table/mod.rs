@@ -9,6 +9,9 @@
 //! 4. The result depends only on the set of rows applied so far, never on how they were cut into batches.
 //! 5. Losing against another writer of the same application id is an error of kind `Busy`, and changes nothing.
 
+pub mod delta;
+pub mod lookup;
+
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;

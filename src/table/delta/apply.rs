@@ -1,0 +1,369 @@
+//! One batch, one commit: the attempt, and what is made of its failure.
+
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use deltalake::kernel::{Action, Add};
+use deltalake::protocol::{DeltaOperation, OutputMode};
+
+use super::create::create;
+use super::handle::{CommitFailure, Race, carries};
+use super::rows::Distinct;
+use super::schema::{check_writable, conform, delta_schema, reconcile};
+use super::upsert::{Hits, Ranking, find_hits, pick};
+use super::winners::Winners;
+use super::write::{Rewrite, Writer};
+use super::{ATTEMPTS, DeltaLakeTable, Touched};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::batch::{BatchId, Receipt};
+use crate::table::{Change, Txn, WriteMode};
+
+/// Files written and rows counted, not committed yet.
+struct Prepared {
+    removes: Vec<Action>,
+    adds: Vec<Add>,
+    receipt: Receipt,
+    operation: DeltaOperation,
+    race: Race,
+}
+
+/// An attempt that got as far as committing.
+struct Attempted {
+    failure: CommitFailure,
+    adds: Vec<Add>,
+    receipt: Receipt,
+    touched: Vec<Distinct>,
+}
+
+enum Failure {
+    /// Nothing was committed, and trying again changes nothing.
+    Refused(Error),
+    /// The table could not be created: it may be there all the same.
+    NotCreated(Error),
+    Commit(Box<Attempted>),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Refused(error)
+    }
+}
+
+impl DeltaLakeTable {
+    pub(super) async fn apply_change(&mut self, change: &Change, txn: &Txn) -> Result<Receipt> {
+        let known = self.known.get(&txn.app_id).copied();
+        if self.handle.state().is_none() || known.is_none() {
+            self.reload().await?;
+        } else if self.handle.refresh().await? {
+            self.known.clear();
+        }
+        let mut last = None;
+        for attempt in 0..ATTEMPTS {
+            let applied = self.applied(&txn.app_id).await?;
+            if let Some(found) = applied.filter(|found| *found >= txn.batch) {
+                // Seen behind by this process, ahead now: somebody else has applied it.
+                let overtaken = attempt > 0 || known.is_some();
+                let version = self.handle.version().unwrap_or_default();
+                if overtaken && known.flatten() != applied {
+                    return Err(self.busy(txn, found));
+                }
+                return Ok(Receipt { delta_version: version, already_applied: true, ..Receipt::default() });
+            }
+            match self.attempt(change, txn).await {
+                Ok((receipt, touched)) => return Ok(self.done(txn, receipt, touched)),
+                Err(Failure::Refused(error)) => return Err(error),
+                Err(Failure::NotCreated(error)) => {
+                    self.reload().await?;
+                    if self.handle.state().is_none() {
+                        return Err(error);
+                    }
+                    last = Some(error);
+                }
+                Err(Failure::Commit(attempted)) => match self.settle(*attempted, txn).await? {
+                    Ok(receipt) => return Ok(receipt),
+                    Err(error) => last = Some(error),
+                },
+            }
+        }
+        let text = format!(
+            "table {} is changed by others faster than batch {} can be applied",
+            self.definition.name, txn.batch
+        );
+        let mut error = Error::new(ErrorKind::Busy, text)
+            .with("at", self.handle.location())
+            .with("tries", ATTEMPTS)
+            .help("nothing was written; run again when the other writer is done");
+        if let Some(cause) = last {
+            error = error.caused_by(cause);
+        }
+        Err(error)
+    }
+
+    async fn applied(&mut self, app_id: &str) -> Result<Option<BatchId>> {
+        if let Some(known) = self.known.get(app_id) {
+            return Ok(*known);
+        }
+        let applied = self.handle.applied(app_id).await?;
+        self.known.insert(app_id.to_owned(), applied);
+        Ok(applied)
+    }
+
+    fn done(&mut self, txn: &Txn, receipt: Receipt, sets: Vec<Distinct>) -> Receipt {
+        self.known.insert(txn.app_id.clone(), Some(txn.batch));
+        self.touched = Some(Touched { app_id: txn.app_id.clone(), batch: txn.batch, sets });
+        receipt
+    }
+
+    /// After a failed commit: the log decides. The inner error means that it is worth another try.
+    async fn settle(&mut self, attempted: Attempted, txn: &Txn) -> Result<Result<Receipt>> {
+        let Attempted { failure, adds, receipt, touched } = attempted;
+        let conflict = failure.is_conflict();
+        let nonce = failure.nonce;
+        let error = self.handle.explain(failure.cause, &format!("commit batch {}", txn.batch));
+        if self.reload().await.is_err() {
+            return Err(error.maybe_applied());
+        }
+        if let Some(found) = self.applied(&txn.app_id).await?.filter(|found| *found >= txn.batch) {
+            let commit = self.handle.find_commit(&txn.app_id, txn.batch).await?;
+            return match commit {
+                Some((version, actions)) if carries(&actions, &nonce) => {
+                    tracing::info!(table = %self.definition.name, version, %error, "the commit landed in spite of an error");
+                    Ok(Ok(self.done(txn, Receipt { delta_version: version, ..receipt }, touched)))
+                }
+                _ => {
+                    self.forget(&adds).await;
+                    Err(self.busy(txn, found))
+                }
+            };
+        }
+        // An object store may still be working on a request that timed out here: then its files must stay.
+        if conflict || self.handle.is_local() {
+            self.forget(&adds).await;
+        }
+        if conflict {
+            Ok(Err(error))
+        } else if self.handle.is_local() {
+            Err(error)
+        } else {
+            Err(error.maybe_applied())
+        }
+    }
+
+    async fn forget(&self, adds: &[Add]) {
+        let paths: Vec<String> = adds.iter().map(|add| add.path.clone()).collect();
+        self.handle.remove_orphans(&paths).await;
+    }
+
+    fn busy(&self, txn: &Txn, found: BatchId) -> Error {
+        let text = format!("another run of this pipeline has applied batch {found} to table {}", self.definition.name);
+        Error::new(ErrorKind::Busy, text)
+            .with("this run's batch", txn.batch)
+            .with("at", self.handle.location())
+            .help("this run changed nothing and must stop: two runs of one pipeline cannot work at the same time")
+    }
+
+    async fn attempt(&mut self, change: &Change, txn: &Txn) -> Result<(Receipt, Vec<Distinct>), Failure> {
+        if self.handle.state().is_none() {
+            self.create().await?;
+        }
+        let Some(state) = self.handle.state() else {
+            return Err(Failure::NotCreated(Error::failed("the table disappeared")));
+        };
+        let at = self.handle.location();
+        check_writable(&self.definition, state, &at)?;
+        let reconciled = reconcile(&self.definition, state, &at)?;
+        if self.handle.files()?.iter().any(|file| file.has_deletion_vector()) {
+            let text = format!("table {} has deletion vectors, which tidegate would break", self.definition.name);
+            let help = "nothing was written; purge them (REORG TABLE … APPLY (PURGE)) and run again";
+            return Err(Error::config(text).with("at", at).help(help).into());
+        }
+        let mut touched = Vec::new();
+        for by in &self.definition.watched {
+            touched.push(Distinct::new(&reconciled.schema, by)?);
+        }
+        let prepared = self.prepare(change, txn, &reconciled.schema, &mut touched).await?;
+        let Prepared { removes, adds, mut receipt, operation, mut race } = prepared;
+        receipt.files_removed = removes.len() as u64;
+        receipt.files_added = adds.len() as u64;
+        let mut actions: Vec<Action> = Vec::new();
+        if let Some(metadata) = reconciled.metadata {
+            race = Race::Strict;
+            actions.push(Action::Metadata(metadata));
+        }
+        actions.extend(removes);
+        actions.extend(adds.iter().cloned().map(Action::Add));
+        match self.handle.commit(actions, operation, txn, race).await {
+            Ok(version) => Ok((Receipt { delta_version: version, ..receipt }, touched)),
+            Err(failure) => Err(Failure::Commit(Box::new(Attempted { failure, adds, receipt, touched }))),
+        }
+    }
+
+    async fn create(&mut self) -> Result<(), Failure> {
+        let schema = delta_schema(&self.definition)?;
+        let made = create(&self.handle, &schema, &self.definition.partition_by, &self.definition.maker).await;
+        if let Err(cause) = made {
+            let what = format!("create table {}", self.definition.name);
+            return Err(Failure::NotCreated(self.handle.explain(cause, &what)));
+        }
+        self.handle.load().await?;
+        Ok(())
+    }
+
+    async fn prepare(
+        &mut self,
+        change: &Change,
+        txn: &Txn,
+        schema: &SchemaRef,
+        touched: &mut [Distinct],
+    ) -> Result<Prepared> {
+        match (self.definition.write.clone(), change) {
+            (WriteMode::Append, Change::Rows(rows)) => {
+                let rows = self.conform_all(rows, schema)?;
+                let inserted = count(&rows);
+                let adds = if inserted == 0 { Vec::new() } else { self.writer(schema, &[])?.write(&rows).await? };
+                see(touched, &rows)?;
+                let operation = DeltaOperation::StreamingUpdate {
+                    output_mode: OutputMode::Append,
+                    query_id: txn.app_id.clone(),
+                    epoch_id: txn.batch,
+                };
+                let receipt = Receipt { inserted, ..Receipt::default() };
+                Ok(Prepared { removes: Vec::new(), adds, receipt, operation, race: Race::Appends })
+            }
+            (WriteMode::Upsert { key, order_by, delete_flag }, Change::Rows(rows)) => {
+                self.upsert(rows, txn, schema, touched, &key, &order_by, delete_flag.as_deref()).await
+            }
+            (WriteMode::Refresh { by }, Change::Groups { groups, rows }) => {
+                let rows = self.conform_all(rows, schema)?;
+                let work = super::refresh::find_groups(&self.reader(), self.handle.files()?, schema, groups).await?;
+                let deleted = work.iter().map(|rewrite| rewrite.gone.len() as u64).sum();
+                let inserted = count(&rows);
+                let (removes, adds) = self.rewrite(schema, &by, work, rows, touched).await?;
+                let receipt = Receipt { inserted, deleted, ..Receipt::default() };
+                Ok(Prepared { removes, adds, receipt, operation: merge(&by), race: Race::Strict })
+            }
+            (mode, _) => Err(Error::failed(format!(
+                "table {} does not take this kind of change: {mode:?}",
+                self.definition.name
+            ))),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)] // The parts of one write mode, taken apart by the only caller.
+    async fn upsert(
+        &mut self,
+        rows: &[RecordBatch],
+        txn: &Txn,
+        schema: &SchemaRef,
+        touched: &mut [Distinct],
+        key: &[String],
+        order_by: &[String],
+        delete_flag: Option<&str>,
+    ) -> Result<Prepared> {
+        let nothing = || Prepared {
+            removes: Vec::new(),
+            adds: Vec::new(),
+            receipt: Receipt::default(),
+            operation: merge(key),
+            race: Race::Strict,
+        };
+        let Some(first) = rows.iter().find(|batch| batch.num_rows() > 0) else { return Ok(nothing()) };
+        let ranking = Ranking::new(key, order_by, &first.schema(), schema)?;
+        let Some(winners) = Winners::pick(rows, &ranking.key, &ranking.incoming, delete_flag)? else {
+            return Ok(nothing());
+        };
+        let winners = Arc::new(winners);
+
+        let mut alive = vec![true; winners.len()];
+        if let Some(memory) = &mut self.memory {
+            let verdicts = memory.verdicts(&winners, &ranking.key, &ranking.incoming).await?;
+            let mut fresh = Vec::new();
+            for (number, verdict) in verdicts.iter().enumerate() {
+                let delete = winners.deletes[number];
+                // A row needs to be newer than the delete of its key; a delete is not beaten by its equal, itself.
+                alive[number] = match verdict {
+                    None | Some(std::cmp::Ordering::Less) => true,
+                    Some(std::cmp::Ordering::Equal) => delete,
+                    Some(std::cmp::Ordering::Greater) => false,
+                };
+                if delete && matches!(verdict, None | Some(std::cmp::Ordering::Less)) {
+                    fresh.push(number as u32);
+                }
+            }
+            let encoders = (&ranking.key, &ranking.incoming);
+            memory.remember(&winners, fresh, encoders, &self.definition, txn).await?;
+        }
+
+        let files = self.handle.files()?;
+        let hits = find_hits(&self.reader(), files, schema, &ranking, &winners, alive.clone()).await?;
+        let Hits { work, replaced, beaten } = hits;
+        let mut receipt = Receipt { superseded: winners.lost, ..Receipt::default() };
+        let mut written = Vec::new();
+        for number in 0..winners.len() {
+            if !alive[number] || beaten[number] {
+                receipt.superseded += 1;
+            } else if winners.deletes[number] {
+                receipt.deleted += u64::from(replaced[number]);
+            } else {
+                written.push(number as u32);
+                let counter = if replaced[number] { &mut receipt.updated } else { &mut receipt.inserted };
+                *counter += 1;
+            }
+        }
+        let fresh =
+            if written.is_empty() { Vec::new() } else { self.conform_all(&[pick(&winners, written)?], schema)? };
+        let (removes, adds) = self.rewrite(schema, key, work, fresh, touched).await?;
+        Ok(Prepared { removes, adds, receipt, operation: merge(key), race: Race::Strict })
+    }
+
+    /// Writes `fresh` and what stays of the files in `work`.
+    async fn rewrite(
+        &self,
+        schema: &SchemaRef,
+        keys: &[String],
+        work: Vec<Rewrite>,
+        fresh: Vec<RecordBatch>,
+        touched: &mut [Distinct],
+    ) -> Result<(Vec<Action>, Vec<Add>)> {
+        if work.is_empty() && fresh.is_empty() {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        let removes = work.iter().filter_map(|rewrite| rewrite.file.remove()).map(Action::Remove).collect();
+        see(touched, &fresh)?;
+        let adds = self.writer(schema, keys)?.rewrite(&self.reader(), schema, work, fresh, touched).await?;
+        Ok((removes, adds))
+    }
+
+    fn writer(&self, schema: &SchemaRef, keys: &[String]) -> Result<Writer> {
+        let Some(state) = self.handle.state() else { return Err(Error::failed("the table is not loaded")) };
+        let (store, at) = (self.handle.store(), self.handle.location());
+        Ok(Writer::new(store, at, schema, &self.definition.partition_by, keys, state))
+    }
+
+    fn conform_all(&self, rows: &[RecordBatch], schema: &SchemaRef) -> Result<Vec<RecordBatch>> {
+        rows.iter()
+            .filter(|batch| batch.num_rows() > 0)
+            .map(|batch| conform(batch, schema, &self.definition.name))
+            .collect()
+    }
+}
+
+fn see(touched: &mut [Distinct], rows: &[RecordBatch]) -> Result<()> {
+    touched.iter_mut().try_for_each(|distinct| rows.iter().try_for_each(|batch| distinct.add(batch)))
+}
+
+fn count(rows: &[RecordBatch]) -> u64 {
+    rows.iter().map(|batch| batch.num_rows() as u64).sum()
+}
+
+/// Without a predicate: for Delta's conflict check the whole table was read, and so it was.
+fn merge(by: &[String]) -> DeltaOperation {
+    DeltaOperation::Merge {
+        predicate: None,
+        merge_predicate: Some(by.join(", ")),
+        matched_predicates: Vec::new(),
+        not_matched_predicates: Vec::new(),
+        not_matched_by_source_predicates: Vec::new(),
+    }
+}

@@ -1,0 +1,184 @@
+//! The memory of deletes: for every deleted key the rank of its delete, so that a late row does not revive the key.
+//!
+//! A side table `<lake>/_tidegate/deletes/<table>` of appended rows, written before the table itself, with its own
+//! transaction. Writing first is what makes a crash in between harmless: the replay finds its own deletes in memory, and
+//! a delete is not beaten by its equal. Keys are never forgotten: the price is one narrow row per deleted key.
+
+use std::sync::Arc;
+
+use arrow::array::{RecordBatch, UInt32Array};
+use arrow::compute::take_record_batch;
+use arrow::datatypes::{Field, Schema, SchemaRef};
+use deltalake::kernel::engine::arrow_conversion::TryIntoKernel;
+use deltalake::kernel::{Action, StructType};
+use deltalake::protocol::{DeltaOperation, OutputMode};
+use std::cmp::Ordering;
+
+use super::create::create;
+use super::handle::{Handle, Race};
+use super::rows::Encoder;
+use super::scan::{Pruner, Reader};
+use super::schema::conform;
+use super::winners::Winners;
+use super::write::{Writer, remove};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::storage::Storage;
+use crate::table::{TableDefinition, Txn};
+
+/// Small files that are merged into the next one written: lookups stay at a handful of files.
+const MERGE_ABOVE: usize = 16;
+const SMALL_FILE: u64 = 16 << 20;
+
+/// The remembered deletes of one table.
+pub(super) struct Memory {
+    handle: Handle,
+    loaded: bool,
+}
+
+impl Memory {
+    pub(super) fn open(lake: &Storage, table: &str) -> Result<Memory> {
+        let below = format!("_tidegate/deletes/{}", table.replace('.', "/"));
+        Ok(Memory { handle: Handle::new(lake.join(&below)?), loaded: false })
+    }
+
+    /// Forgets what was read; the next look starts from storage.
+    pub(super) fn reset(&mut self) {
+        self.loaded = false;
+    }
+
+    /// How the remembered delete of each winner's key ranks against the winner; `None` = the key was never deleted.
+    pub(super) async fn verdicts(
+        &mut self,
+        winners: &Winners,
+        key: &Encoder,
+        rank: &Encoder,
+    ) -> Result<Vec<Option<Ordering>>> {
+        if !self.loaded {
+            self.handle.load().await?;
+            self.loaded = true;
+        }
+        let mut verdicts = vec![None; winners.len()];
+        if self.handle.state().is_none() {
+            return Ok(verdicts);
+        }
+        let reader = self.reader();
+        let pruner = Pruner::new(key, &winners.rows, &reader)?;
+        let mut files = self.handle.files()?;
+        files.retain(|file| pruner.may_hold(file).unwrap_or(true));
+        let semi = super::scan::Semi::new(&project_keys(&winners.rows, key)?, &memory_schema(key, rank))?;
+        let remembered = reader.read(files, memory_schema(key, rank), Some(Arc::new(semi))).await?;
+        for batch in &remembered {
+            let (keys, ranks) = (key.encode(batch)?, rank.encode(batch)?);
+            for at in 0..batch.num_rows() {
+                let Some(number) = winners.find(keys.row(at)) else { continue };
+                let order = ranks.row(at).cmp(&winners.ranks.row(number));
+                verdicts[number] = verdicts[number].max(Some(order));
+            }
+        }
+        Ok(verdicts)
+    }
+
+    /// Remembers the deletes `numbers` of a batch, once per batch.
+    pub(super) async fn remember(
+        &mut self,
+        winners: &Winners,
+        numbers: Vec<u32>,
+        encoders: (&Encoder, &Encoder),
+        definition: &TableDefinition,
+        txn: &Txn,
+    ) -> Result<()> {
+        if numbers.is_empty() {
+            return Ok(());
+        }
+        let txn = Txn { app_id: format!("{}:deletes", txn.app_id), ..txn.clone() };
+        let schema = memory_schema(encoders.0, encoders.1);
+        let rows = take_record_batch(&winners.rows, &UInt32Array::from(numbers))
+            .context(ErrorKind::Failed, "rows could not be picked")?;
+        let rows = conform(&rows, &schema, &definition.name)?;
+        let mut lost = None;
+        for _ in 0..super::ATTEMPTS {
+            if self.handle.state().is_none() && !self.handle.load().await? {
+                let kernel: StructType = schema
+                    .as_ref()
+                    .try_into_kernel()
+                    .context(ErrorKind::Config, "keys of this type cannot be stored")?;
+                if let Err(cause) = create(&self.handle, &kernel, &[], &definition.maker).await
+                    && !self.handle.load().await?
+                {
+                    return Err(self.handle.explain(cause, "create the memory of deletes"));
+                }
+                self.handle.load().await?;
+            }
+            if self.handle.applied(&txn.app_id).await?.is_some_and(|applied| applied >= txn.batch) {
+                return Ok(());
+            }
+            match self.write(&rows, &schema, encoders.0, &txn).await {
+                Ok(()) => {
+                    self.handle.checkpoint_when_due().await;
+                    return Ok(());
+                }
+                // Whether it landed or not: look again, the transaction tells.
+                Err(error) => {
+                    self.handle.load().await?;
+                    lost = Some(error);
+                }
+            }
+        }
+        if self.handle.applied(&txn.app_id).await?.is_some_and(|applied| applied >= txn.batch) {
+            return Ok(());
+        }
+        Err(lost.unwrap_or_else(|| Error::new(ErrorKind::Busy, "the memory of deletes is being changed by others")))
+    }
+
+    async fn write(&mut self, rows: &RecordBatch, schema: &SchemaRef, key: &Encoder, txn: &Txn) -> Result<()> {
+        let Some(state) = self.handle.state() else { return Err(Error::failed("the memory of deletes is not loaded")) };
+        let keys: Vec<String> = key.names().cloned().collect();
+        let store = self.handle.store();
+        let writer = Writer::new(store.clone(), self.handle.location(), schema, &[], &keys, state);
+        let mut small = self.handle.files()?;
+        small.retain(|file| file.size < SMALL_FILE);
+        if small.len() < MERGE_ABOVE {
+            small.clear();
+        }
+        let mut all = vec![rows.clone()];
+        all.extend(self.reader().read(small.clone(), schema.clone(), None).await?);
+        let adds = writer.write(&all).await?;
+        let mut actions: Vec<Action> = small.iter().filter_map(|file| file.remove()).map(Action::Remove).collect();
+        actions.extend(adds.iter().cloned().map(Action::Add));
+        let operation = DeltaOperation::StreamingUpdate {
+            output_mode: OutputMode::Append,
+            query_id: txn.app_id.clone(),
+            epoch_id: txn.batch,
+        };
+        match self.handle.commit(actions, operation, txn, Race::Strict).await {
+            Ok(_) => Ok(()),
+            Err(failure) => {
+                if failure.is_conflict() {
+                    remove(&store, &adds).await;
+                }
+                let error = self.handle.explain(failure.cause, "remember deletes");
+                Err(error)
+            }
+        }
+    }
+
+    fn reader(&self) -> Reader {
+        Reader { store: self.handle.store(), location: self.handle.location(), partition_by: Arc::default() }
+    }
+}
+
+/// Key columns, then whatever else ranks rows.
+fn memory_schema(key: &Encoder, rank: &Encoder) -> SchemaRef {
+    let mut fields: Vec<Arc<Field>> = key.schema().fields().iter().cloned().collect();
+    for field in rank.schema().fields() {
+        if !fields.iter().any(|f| f.name() == field.name()) {
+            fields.push(field.clone());
+        }
+    }
+    Arc::new(Schema::new(fields))
+}
+
+fn project_keys(rows: &RecordBatch, key: &Encoder) -> Result<RecordBatch> {
+    let columns = key.columns(rows)?;
+    RecordBatch::try_new(key.schema().clone(), columns).context(ErrorKind::Failed, "keys could not be picked")
+}

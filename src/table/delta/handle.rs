@@ -1,0 +1,285 @@
+//! One Delta table on storage: loading, the commit itself, and what an error of it means.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+
+use deltalake::kernel::transaction::{CommitBuilder, CommitProperties, TableReference, TransactionError};
+use deltalake::kernel::{Action, Transaction};
+use deltalake::logstore::{LogStoreRef, StorageConfig, default_logstore, get_actions};
+use deltalake::protocol::DeltaOperation;
+use deltalake::table::state::DeltaTableState;
+use deltalake::{DeltaTable, DeltaTableError};
+use object_store::{ObjectStore, ObjectStoreExt};
+
+use super::files::DataFile;
+use crate::error::{Error, Result};
+use crate::model::batch::BatchId;
+use crate::storage::{self, Storage};
+use crate::table::Txn;
+
+/// How far back the log is searched for the commit of a batch: further than any writer gets between a crash and the
+/// restart, near enough to stay a matter of seconds.
+const SEARCH_BACK: u64 = 1000;
+
+/// Versions between two checkpoints of the Delta log: a reader replays at most this many small files.
+pub(super) const CHECKPOINT_EVERY: u64 = 50;
+
+/// Whether a commit may land behind commits that it has not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Race {
+    /// Compare and swap: the table must be exactly as it was read. For everything that removes files or changes the schema.
+    Strict,
+    /// Added rows may follow other people's commits; Delta's conflict check still refuses the same application id.
+    Appends,
+}
+
+/// A commit that failed, with what is needed to find out whether it landed.
+#[derive(Debug)]
+pub(super) struct CommitFailure {
+    /// Why.
+    pub(super) cause: DeltaTableError,
+    /// Identifies the attempt in the commit's own record.
+    pub(super) nonce: String,
+}
+
+impl CommitFailure {
+    /// Somebody else's commit came first: this one is definitely not in the log.
+    pub(super) fn is_conflict(&self) -> bool {
+        is_conflict(&self.cause)
+    }
+}
+
+/// A table folder and what was last read of it.
+pub(super) struct Handle {
+    storage: Storage,
+    log: LogStoreRef,
+    state: Option<DeltaTableState>,
+    checkpointed: u64,
+}
+
+impl Handle {
+    /// A handle that has read nothing yet.
+    pub(super) fn new(storage: Storage) -> Handle {
+        let log = default_logstore(storage.store.clone(), storage.root(), &storage.url, &StorageConfig::default());
+        Handle { storage, log, state: None, checkpointed: 0 }
+    }
+
+    pub(super) fn location(&self) -> String {
+        self.storage.display()
+    }
+
+    pub(super) fn store(&self) -> Arc<dyn ObjectStore> {
+        self.storage.store.clone()
+    }
+
+    pub(super) fn is_local(&self) -> bool {
+        self.storage.url.scheme() == "file"
+    }
+
+    pub(super) fn log(&self) -> LogStoreRef {
+        self.log.clone()
+    }
+
+    /// What was last read; `None` = there was no table, or nothing was read yet.
+    pub(super) fn state(&self) -> Option<&DeltaTableState> {
+        self.state.as_ref()
+    }
+
+    pub(super) fn version(&self) -> Option<i64> {
+        self.state.as_ref().map(|state| signed(state.version()))
+    }
+
+    /// Reads the table from storage, forgetting what was known: the folder may hold another table by now.
+    pub(super) async fn load(&mut self) -> Result<bool> {
+        self.load_version(None).await
+    }
+
+    /// The same for one version; `None` = the newest.
+    pub(super) async fn load_version(&mut self, version: Option<i64>) -> Result<bool> {
+        self.state = None;
+        let exists = self.log.is_delta_table_location().await.map_err(|e| self.explain(e, "look for the table"))?;
+        if exists {
+            let version = version.and_then(|version| u64::try_from(version).ok());
+            let state = DeltaTableState::try_new(self.log.as_ref(), version).await;
+            let state = state.map_err(|e| self.explain(e, "read the table's log"))?;
+            self.checkpointed = state.version() / CHECKPOINT_EVERY * CHECKPOINT_EVERY;
+            self.state = Some(state);
+        }
+        Ok(exists)
+    }
+
+    /// Reads what others have committed since; true = something.
+    pub(super) async fn refresh(&mut self) -> Result<bool> {
+        let Some(state) = &mut self.state else { return self.load().await };
+        let before = state.version();
+        let updated = state.update(self.log.as_ref(), None).await;
+        let after = state.version();
+        if let Err(cause) = updated {
+            self.state = None;
+            return Err(self.explain(cause, "read the table's log"));
+        }
+        Ok(after != before)
+    }
+
+    /// The last batch of an application id in the table as last read.
+    pub(super) async fn applied(&self, app_id: &str) -> Result<Option<BatchId>> {
+        let Some(state) = &self.state else { return Ok(None) };
+        let applied = state.transaction_version(self.log.as_ref(), app_id).await;
+        applied.map_err(|e| self.explain(e, "read the last applied batch"))
+    }
+
+    /// The current files.
+    pub(super) fn files(&self) -> Result<Vec<DataFile>> {
+        let Some(state) = &self.state else { return Ok(Vec::new()) };
+        let files = state.snapshot().try_log_data().map_err(|e| self.explain(e, "list the table's files"))?;
+        Ok(files.iter().map(DataFile::from_view).collect())
+    }
+
+    /// Commits `actions` together with the batch number. An error says nothing about whether the commit landed.
+    pub(super) async fn commit(
+        &mut self,
+        actions: Vec<Action>,
+        operation: DeltaOperation,
+        txn: &Txn,
+        race: Race,
+    ) -> Result<i64, CommitFailure> {
+        let nonce = nonce();
+        let result = self.try_commit(actions, operation, txn, race, &nonce).await;
+        result.map_err(|cause| CommitFailure { cause, nonce })
+    }
+
+    async fn try_commit(
+        &mut self,
+        actions: Vec<Action>,
+        operation: DeltaOperation,
+        txn: &Txn,
+        race: Race,
+        nonce: &str,
+    ) -> Result<i64, DeltaTableError> {
+        let state = self.state.as_ref().ok_or(DeltaTableError::NotInitialized)?;
+        // `Transaction::new` has no time stamp, so no retention setting ever expires it.
+        let mut properties =
+            commit_properties().with_application_transaction(Transaction::new(&txn.app_id, txn.batch)).with_metadata([
+                ("userMetadata".to_owned(), serde_json::Value::String(txn.user_metadata.clone())),
+                (NONCE.to_owned(), serde_json::Value::String(nonce.to_owned())),
+            ]);
+        if race == Race::Strict {
+            properties = properties.with_max_retries(0);
+        }
+        let commit = CommitBuilder::from(properties).with_actions(actions).build(
+            Some(state as &dyn TableReference),
+            self.log.clone(),
+            operation,
+        );
+        let done = commit.await?;
+        let version = done.version();
+        self.state = Some(done.snapshot);
+        Ok(signed(version))
+    }
+
+    /// The commit that carries (application id, batch): its version and actions.
+    pub(super) async fn find_commit(&self, app_id: &str, batch: BatchId) -> Result<Option<(i64, Vec<Action>)>> {
+        let Some(state) = &self.state else { return Ok(None) };
+        let newest = state.version();
+        for version in (newest.saturating_sub(SEARCH_BACK)..=newest).rev() {
+            let entry = self.log.read_commit_entry(version).await;
+            let Some(bytes) = entry.map_err(|e| self.explain(e, "read the table's log"))? else { return Ok(None) };
+            let actions = get_actions(version, &bytes).map_err(|e| self.explain(e, "read the table's log"))?;
+            let ours = |a: &Action| matches!(a, Action::Txn(t) if t.app_id == app_id && t.version == batch);
+            if actions.iter().any(ours) {
+                return Ok(Some((signed(version), actions)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Writes a Delta checkpoint now and then. Never fails: a commit without one is only slower to read.
+    pub(super) async fn checkpoint_when_due(&mut self) {
+        let Some(version) = self.state.as_ref().map(DeltaTableState::version) else { return };
+        if version < self.checkpointed + CHECKPOINT_EVERY {
+            return;
+        }
+        self.checkpointed = version;
+        let mut table = DeltaTable::new(self.log.clone());
+        let made = async {
+            table.load().await?;
+            deltalake::checkpoints::create_checkpoint(&table, None).await?;
+            deltalake::checkpoints::cleanup_metadata(&table, None).await
+        };
+        if let Err(error) = made.await {
+            tracing::warn!(table = %self.location(), version, %error, "could not write a delta checkpoint");
+        }
+    }
+
+    /// Removes files that no commit names. Best effort: what stays is invisible and goes with the next vacuum.
+    pub(super) async fn remove_orphans(&self, paths: &[String]) {
+        for path in paths {
+            let location = super::files::location(path);
+            if let Err(error) = self.storage.store.delete(&location).await {
+                tracing::debug!(table = %self.location(), path, %error, "could not remove an orphan file");
+            }
+        }
+    }
+
+    pub(super) fn explain(&self, err: DeltaTableError, what: &str) -> Error {
+        explain(err, what, &self.location())
+    }
+}
+
+const NONCE: &str = "tidegateCommit";
+
+/// Whether `actions` are those of the attempt with this nonce.
+pub(super) fn carries(actions: &[Action], nonce: &str) -> bool {
+    let ours = |info: &std::collections::HashMap<String, serde_json::Value>| {
+        info.get(NONCE).and_then(serde_json::Value::as_str) == Some(nonce)
+    };
+    actions.iter().any(|action| matches!(action, Action::CommitInfo(commit) if ours(&commit.info)))
+}
+
+/// No hooks: they would list the whole log at every commit, and a hook that fails looks like a commit that failed.
+pub(super) fn commit_properties() -> CommitProperties {
+    CommitProperties::default().with_create_checkpoint(false).with_cleanup_expired_logs(Some(false))
+}
+
+/// Delta says that somebody else's commit came first.
+pub(super) fn is_conflict(err: &DeltaTableError) -> bool {
+    match err {
+        DeltaTableError::VersionAlreadyExists(_) => true,
+        DeltaTableError::Transaction { source } => matches!(
+            source,
+            TransactionError::MaxCommitAttempts(_)
+                | TransactionError::CommitConflict(_)
+                | TransactionError::VersionAlreadyExists(_)
+        ),
+        _ => false,
+    }
+}
+
+/// Says what an error below the table means to an operator.
+pub(super) fn explain(err: impl std::error::Error + Send + Sync + 'static, what: &str, at: &str) -> Error {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&err);
+    while let Some(cause) = next {
+        if let Some(store) = cause.downcast_ref::<object_store::Error>() {
+            return storage::explain(store, what, at);
+        }
+        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
+            let source = Box::new(std::io::Error::from(io.kind()));
+            let store = object_store::Error::Generic { store: "local disk", source };
+            return storage::explain(&store, what, at);
+        }
+        next = cause.source();
+    }
+    Error::failed(format!("cannot {what}")).with("at", at).caused_by(err)
+}
+
+/// Delta versions are unsigned in the kernel and signed everywhere else.
+pub(super) fn signed(version: u64) -> i64 {
+    i64::try_from(version).unwrap_or(i64::MAX)
+}
+
+/// Different for every commit of every process; says nothing and need not be hard to guess.
+fn nonce() -> String {
+    let random = RandomState::new().build_hasher().finish();
+    format!("{random:016x}-{}", std::process::id())
+}

@@ -1,0 +1,194 @@
+//! Delta tables. The only folder that names `deltalake`.
+//!
+//! How one batch becomes one commit:
+//!
+//! 1. `handle` reads the table and its last applied batch, `schema` checks that the pipeline may write to it and how its
+//!    columns change;
+//! 2. `append`, `upsert` or `refresh` find out which files change, and `write` writes new ones (nothing is visible yet);
+//! 3. `handle` commits removed files, added files and the batch number at once. What removes files commits by compare
+//!    and swap, never over a commit that it has not read;
+//! 4. after any error the log is read again, and the batch number in it decides.
+
+mod apply;
+mod create;
+mod deletes;
+mod files;
+mod handle;
+mod refresh;
+mod rows;
+mod scan;
+mod schema;
+pub(super) mod snapshot;
+mod upsert;
+mod winners;
+mod write;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::record_batch::RecordBatch;
+use async_trait::async_trait;
+use deltalake::kernel::Action;
+
+use self::files::DataFile;
+use self::handle::Handle;
+use self::rows::Distinct;
+use self::scan::{Pruner, Reader, Semi};
+use self::schema::{arrow_schema, made_by, project};
+use super::{Change, Table, TableDefinition, TableState, Txn, WriteMode};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::batch::{BatchId, Receipt};
+use crate::storage::Storage;
+
+/// Tries against other writers before giving up as busy.
+const ATTEMPTS: usize = 3;
+
+/// Opens (does not create) the table of `definition` in a lake: `silver.orders` lies at `<lake>/silver/orders`.
+pub fn open(lake: &Storage, definition: TableDefinition) -> Result<Box<dyn Table>> {
+    let handle = Handle::new(lake.join(&definition.name.replace('.', "/"))?);
+    let memory = match &definition.write {
+        WriteMode::Upsert { delete_flag: Some(_), .. } => Some(deletes::Memory::open(lake, &definition.name)?),
+        _ => None,
+    };
+    Ok(Box::new(DeltaLakeTable { definition, handle, memory, known: HashMap::new(), touched: None }))
+}
+
+/// A Delta table of a pipeline.
+struct DeltaLakeTable {
+    definition: TableDefinition,
+    handle: Handle,
+    memory: Option<deletes::Memory>,
+    /// Last applied batch per application id, as this process last saw it.
+    known: HashMap<String, Option<BatchId>>,
+    /// What the last batch applied by this process touched.
+    touched: Option<Touched>,
+}
+
+struct Touched {
+    app_id: String,
+    batch: BatchId,
+    sets: Vec<Distinct>,
+}
+
+impl DeltaLakeTable {
+    fn reader(&self) -> Reader {
+        Reader {
+            store: self.handle.store(),
+            location: self.handle.location(),
+            partition_by: Arc::new(match self.handle.state() {
+                Some(state) => state.metadata().partition_columns().to_vec(),
+                None => self.definition.partition_by.clone(),
+            }),
+        }
+    }
+
+    async fn reload(&mut self) -> Result<()> {
+        self.known.clear();
+        if let Some(memory) = &mut self.memory {
+            memory.reset();
+        }
+        self.handle.load().await?;
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Table for DeltaLakeTable {
+    fn definition(&self) -> &TableDefinition {
+        &self.definition
+    }
+
+    async fn observe(&mut self, app_id: &str) -> Result<TableState> {
+        self.reload().await?;
+        let Some(state) = self.handle.state() else {
+            self.known.insert(app_id.to_owned(), None);
+            return Ok(TableState::default());
+        };
+        let made_by = made_by(state);
+        let applied = self.handle.applied(app_id).await?;
+        self.known.insert(app_id.to_owned(), applied);
+        Ok(TableState { version: self.handle.version(), applied, made_by })
+    }
+
+    async fn apply(&mut self, change: Change, txn: &Txn) -> Result<Receipt> {
+        let receipt = self.apply_change(&change, txn).await?;
+        self.handle.checkpoint_when_due().await;
+        Ok(receipt)
+    }
+
+    async fn touched(&mut self, by: &[String], txn: &Txn) -> Result<RecordBatch> {
+        if let Some(touched) = &self.touched
+            && touched.app_id == txn.app_id
+            && touched.batch == txn.batch
+            && let Some(set) = touched.sets.iter().find(|set| set.is_over(by))
+        {
+            return set.rows();
+        }
+        if self.handle.state().is_none() {
+            self.reload().await?;
+        }
+        let schema = match self.handle.state() {
+            Some(state) => arrow_schema(state),
+            None => self.definition.schema.clone(),
+        };
+        let mut set = Distinct::new(&schema, by)?;
+        let Some((_, actions)) = self.handle.find_commit(&txn.app_id, txn.batch).await? else {
+            return Err(Error::failed(format!(
+                "batch {} is not in the log of table {}: what it touched is unknown",
+                txn.batch, self.definition.name
+            ))
+            .with("at", self.handle.location())
+            .help("the log was cleaned up or the table was replaced; rebuild the tables downstream with `tidegate backfill`"));
+        };
+        let files: Vec<DataFile> = actions
+            .iter()
+            .filter_map(|action| match action {
+                Action::Add(add) if add.data_change => Some(DataFile::from_add(add)),
+                Action::Remove(remove) if remove.data_change => Some(DataFile::from_remove(remove)),
+                _ => None,
+            })
+            .collect();
+        let columns = project(&schema, by, &self.definition.name)?;
+        for file in files {
+            for batch in self.reader().read(vec![file], columns.clone(), None).await? {
+                set.add(&batch)?;
+            }
+        }
+        set.rows()
+    }
+
+    async fn read(&mut self, columns: &[String], groups: Option<&RecordBatch>) -> Result<Vec<RecordBatch>> {
+        if self.handle.state().is_none() {
+            self.reload().await?;
+        }
+        let Some(state) = self.handle.state() else { return Ok(Vec::new()) };
+        let schema = arrow_schema(state);
+        // Group columns are read for the filter and left out of the answer.
+        let mut names = columns.to_vec();
+        if let Some(groups) = groups {
+            let asked = groups.schema();
+            names.extend(asked.fields().iter().map(|f| f.name().clone()).filter(|n| !columns.contains(n)));
+        }
+        let wanted = project(&schema, &names, &self.definition.name)?;
+        let reader = self.reader();
+        let mut files = self.handle.files()?;
+        let mut keep = None;
+        if let Some(groups) = groups {
+            if groups.num_rows() == 0 {
+                return Ok(Vec::new());
+            }
+            let semi = Semi::new(groups, &schema)?;
+            let pruner = Pruner::new(semi.encoder(), groups, &reader)?;
+            files.retain(|file| pruner.may_hold(file).unwrap_or(true));
+            keep = Some(Arc::new(semi));
+        }
+        let batches = reader.read(files, wanted, keep).await?;
+        let first: Vec<usize> = (0..columns.len()).collect();
+        let cut = |batch: RecordBatch| {
+            batch
+                .project(&first)
+                .map_err(|cause| Error::new(ErrorKind::Failed, "columns could not be picked").caused_by(cause))
+        };
+        batches.into_iter().map(cut).collect()
+    }
+}
