@@ -75,7 +75,7 @@ pub(super) async fn status(global: &Global, args: &StatusArgs) -> Result<Outcome
             grouped(glance.bytes),
         ]);
         if args.rows > 0 {
-            previews.push_str(&format!("\n{name}\n{}\n", glance.preview));
+            previews.push_str(&format!("\n{name}\n{}", sample(&glance.columns, &glance.sample)));
         }
         tables.push(json!({
             "name": name, "version": glance.version, "batch": applied, "rows": glance.rows,
@@ -94,4 +94,22 @@ pub(super) async fn status(global: &Global, args: &StatusArgs) -> Result<Outcome
         "tables": tables,
     });
     Ok(Outcome { text, json, code: 0 })
+}
+
+/// Wider than this and a value is cut: the sample is for a glance, not for copying.
+const SAMPLE_WIDTH: usize = 24;
+
+/// Sample rows, without the columns that are empty in all of them.
+fn sample(columns: &[String], rows: &[Vec<String>]) -> String {
+    let shown: Vec<usize> = (0..columns.len()).filter(|&at| rows.iter().any(|row| !row[at].is_empty())).collect();
+    let cut = |text: &String| match text.char_indices().nth(SAMPLE_WIDTH) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.clone(),
+    };
+    let header: Vec<&str> = shown.iter().map(|&at| columns[at].as_str()).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| shown.iter().map(|&at| cut(&row[at])).collect()).collect();
+    match rows.is_empty() {
+        true => "  no rows\n".to_string(),
+        false => aligned(&header, &rows, header.len()),
+    }
 }

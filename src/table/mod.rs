@@ -10,6 +10,7 @@
 //! 5. Losing against another writer of the same application id is an error of kind `Busy`, and changes nothing.
 
 pub mod delta;
+pub mod glance;
 pub mod lookup;
 
 use std::sync::Arc;

@@ -1,6 +1,5 @@
-//! One suite per port, run against every adapter.
-
-mod source;
 //! The ports' contracts: one suite per port, for every adapter.
 
+mod checkpoint;
+mod source;
 mod table;

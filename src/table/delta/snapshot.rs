@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use deltalake::table::state::DeltaTableState;
+use futures::TryStreamExt;
 
 use super::files::DataFile;
 use super::handle::{Handle, signed};
@@ -54,5 +55,32 @@ impl Snapshot {
     /// All rows.
     pub(in crate::table) async fn rows(&self) -> Result<Vec<RecordBatch>> {
         self.reader.read(self.files.clone(), self.schema(), None).await
+    }
+
+    /// Files, bytes and rows; the rows are those that the files' statistics count.
+    pub(in crate::table) fn size(&self) -> (u64, u64, u64) {
+        let rows = |file: &DataFile| file.view().and_then(|view| view.num_records()).unwrap_or_default() as u64;
+        let bytes = self.files.iter().map(|file| file.size).sum();
+        (self.files.len() as u64, bytes, self.files.iter().map(rows).sum())
+    }
+
+    /// The first rows of the first file that has any.
+    pub(in crate::table) async fn head(&self, count: usize) -> Result<Vec<RecordBatch>> {
+        let mut head = Vec::new();
+        let mut missing = count;
+        for file in &self.files {
+            let mut batches = self.reader.open(file, self.schema()).await?;
+            while missing > 0
+                && let Some(batch) = batches.try_next().await?
+            {
+                let batch = batch.slice(0, batch.num_rows().min(missing));
+                missing -= batch.num_rows();
+                head.push(batch);
+            }
+            if missing == 0 {
+                break;
+            }
+        }
+        Ok(head)
     }
 }
