@@ -38,9 +38,9 @@ pub struct Document {
 }
 
 impl Document {
-    /// `root` before references were resolved, so that what is secret can be told from what refers to a secret.
-    pub(super) fn new(file: String, source: &str, root: Node) -> Self {
-        let source = masked(source, &root);
+    /// `source` with literal secrets masked; `root` before references were resolved, so that a problem can print the
+    /// reference.
+    pub(super) fn new(file: String, source: String, root: Node) -> Self {
         Document { file, source, root }
     }
 
@@ -148,8 +148,9 @@ pub(super) fn is_secret_key(key: &str) -> bool {
     ["password", "secret", "token", "sasl.jaas", "ssl.key.pem", "private"].iter().any(|word| key.contains(word))
 }
 
-/// The text with literal secrets replaced by asterisks, columns kept.
-fn masked(source: &str, root: &Node) -> String {
+/// The text with literal secrets replaced by asterisks, columns kept. `root` is the whole file, all targets included,
+/// before references were resolved: what is secret can then be told from what refers to a secret.
+pub(super) fn masked(source: &str, root: &Node) -> String {
     let mut lines: Vec<Vec<char>> = source.lines().map(|line| line.chars().collect()).collect();
     mask_node(root, &mut lines);
     lines.into_iter().map(|line| line.into_iter().chain(['\n']).collect::<String>()).collect()
@@ -200,7 +201,8 @@ mod tests {
     fn document(source: &str) -> Document {
         let (root, problems) = super::super::yaml::parse(source);
         assert!(problems.is_empty());
-        Document::new("p.yaml".into(), source, root.expect("a document"))
+        let root = root.expect("a document");
+        Document::new("p.yaml".into(), masked(source, &root), root)
     }
 
     #[test]

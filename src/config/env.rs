@@ -1,6 +1,6 @@
 //! `${VAR}`, `${VAR:-default}`, `${VAR:?message}`, `${file:/path}` and the escape `$${`, resolved on scalars after YAML
-//! parsing, so that a value can never create structure. SQL text is left alone. Every missing reference is reported;
-//! no value ever enters a message.
+//! parsing, so that a value can never create structure. SQL text is left alone. Every missing reference is reported, by
+//! its name and never by a value.
 
 use super::report::{Problem, Span};
 use super::shape::Path;

@@ -73,9 +73,14 @@ pub fn load_text(path: &Path, source: &str, options: &LoadOptions) -> Result<Loa
         return Err(Report::new(name, &document::masked_by_line(source), problems));
     };
 
+    // A key given twice is not in the tree, so its value can only be masked by the look of its line.
+    let masked = match problems.is_empty() {
+        true => document::masked(source, &root),
+        false => document::masked(&document::masked_by_line(source), &root),
+    };
     let schema = json_schema();
     target::apply(&mut root, options.target.as_deref(), &schema, &mut problems);
-    let document = Document::new(name, source, root.clone());
+    let document = Document::new(name, masked, root.clone());
     let lines: Vec<&str> = source.lines().collect();
     let unresolved = env::resolve(&mut root, options.lookup.as_ref(), &lines, &mut problems);
 

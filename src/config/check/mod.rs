@@ -96,6 +96,13 @@ impl Checker<'_> {
         match read(&raw?.0) {
             Ok(value) => Some(value),
             Err(refusal) => {
+                // A reference prints as the reference.
+                let written = self.document.node(path).and_then(Node::text).unwrap_or_default();
+                let quoted = |text: &str| format!("`{text}`");
+                let refusal = match written.contains("${") {
+                    true => refusal.replacen(&quoted(&raw?.0), &quoted(written), 1),
+                    false => refusal,
+                };
                 self.refuse(path, refusal, "", None);
                 None
             }
