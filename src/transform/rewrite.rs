@@ -559,10 +559,11 @@ impl VisitorMut for Rewriter<'_> {
                 Some(Wrap::Timestamp) => *expr = polars::call(polars::TIMESTAMP, take(expr)),
                 None => {}
             },
-            Expr::Extract { field, .. } if polars_engine => {
-                if !matches!(field, DateTimeField::Epoch | DateTimeField::Time | DateTimeField::Timezone) {
-                    *expr = cast(take(expr), SqlType::Int(None));
-                }
+            Expr::Extract { field, .. }
+                if polars_engine
+                    && !matches!(field, DateTimeField::Epoch | DateTimeField::Time | DateTimeField::Timezone) =>
+            {
+                *expr = cast(take(expr), SqlType::Int(None));
             }
             Expr::Cast { kind, expr: inner, data_type, format: None, .. }
                 if polars_engine && matches!(data_type, SqlType::Timestamp(_, _) | SqlType::Datetime(_)) =>
