@@ -169,7 +169,8 @@ impl Reader {
         Ok((done, batches))
     }
 
-    /// Copies offsets to the consumer group; the answer is awaited for a moment only.
+    /// Copies offsets to the consumer group; the answer is not awaited, closing the consumer waits
+    /// for what is under way.
     pub fn commit(&self, offsets: &Offsets) {
         let mut list = TopicPartitionList::with_capacity(offsets.0.len());
         for (partition, &offset) in &offsets.0 {

@@ -93,3 +93,22 @@ fn a_partition_that_falls_silent_is_unavailable_and_named() {
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.report().contains("a/0 at 10 of 11"), "{}", error.report());
 }
+
+#[test]
+fn records_that_expire_while_they_are_read_are_a_loss() {
+    let patience = Duration::from_secs(5);
+    let (cluster, spec) = cluster(1);
+    let producer: BaseProducer =
+        ClientConfig::new().set("bootstrap.servers", cluster.bootstrap_servers()).create().expect("producer");
+    let text = "x".repeat(100_000);
+    for _ in 0..100 {
+        // The mock keeps 5 MiB a partition and forgets the oldest.
+        producer.send(BaseRecord::<(), str>::to("a").payload(&text)).expect("sent");
+    }
+    producer.flush(Duration::from_secs(5)).expect("flushed");
+    let admin = Admin::new(&spec, patience).expect("admin");
+    let mut reader = Reader::new(&spec, &ranges(0, 5), patience).expect("reader");
+    let error = reader.read(&admin, &ranges(0, 5), u64::MAX).expect_err("expired");
+    assert_eq!(error.kind(), ErrorKind::OffsetsLost, "{}", error.report());
+    assert!(error.message().contains("records of a/0 have expired"), "{error}");
+}
