@@ -194,6 +194,7 @@ fn io_cause(err: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKin
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)] // Tests make the mess themselves.
 mod tests {
     use futures::TryStreamExt;
     use object_store::{ObjectStoreExt, PutMode, PutOptions};

@@ -1,11 +1,13 @@
 //! What every table promises (see `tidegate::table`), proven on Delta tables in local folders against an oracle that
 //! knows nothing of Delta: a hash map. Random tests print their seed and take it from `TIDEGATE_SEED`.
 
+#![allow(clippy::disallowed_methods)] // Tests break files on purpose.
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+    ArrayRef, AsArray, BooleanArray, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
 };
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit};
 use deltalake::datafusion::prelude::SessionContext;

@@ -53,10 +53,13 @@ impl Memory {
         key: &Encoder,
         rank: &Encoder,
     ) -> Result<Vec<Option<Ordering>>> {
-        if !self.loaded {
-            self.handle.load().await?;
-            self.loaded = true;
-        }
+        // After the table itself was read, so that a delete which the table shows is in here: a backfill may work beside
+        // the live pipeline.
+        match self.loaded {
+            true => self.handle.refresh().await?,
+            false => self.handle.load().await?,
+        };
+        self.loaded = true;
         let mut verdicts = vec![None; winners.len()];
         if self.handle.state().is_none() {
             return Ok(verdicts);
