@@ -139,7 +139,10 @@ impl Decoder {
             } else {
                 continue;
             };
-            return fault(Rule::UnknownField, format!("`{}`: schema_drift: evolve cannot add it: {why}", excerpt(name)));
+            return fault(
+                Rule::UnknownField,
+                format!("`{}`: schema_drift: evolve cannot add it: {why}", excerpt(name)),
+            );
         }
         Ok(())
     }

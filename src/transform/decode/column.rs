@@ -55,7 +55,9 @@ impl Shape {
             | DataType::Utf8
             | DataType::Binary => Vec::new(),
             DataType::Timestamp(TimeUnit::Microsecond, Some(zone)) if zone.as_ref() == "UTC" => Vec::new(),
-            other => return Err(Error::config(format!("a column of type {other} cannot be decoded")).with("column", name)),
+            other => {
+                return Err(Error::config(format!("a column of type {other} cannot be decoded")).with("column", name));
+            }
         };
         let mut shape = Shape::parent(name, data_type.clone(), nullable, children);
         shape.unit = unit;

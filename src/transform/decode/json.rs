@@ -305,7 +305,9 @@ mod tests {
     fn escapes() {
         let read = |text: &str| Cursor::new(text).string().map(Cow::into_owned);
         assert_eq!(read(r#""a\u00e9\n\ud83d\ude00/\/""#).expect("valid"), "aé\n😀//");
-        for bad in [r#""\ud800""#, r#""\udc00x""#, r#""\ud800\u0041""#, r#""\x""#, r#""\u12""#, r#""\"#, "\"a\nb\"", "\"a"] {
+        for bad in
+            [r#""\ud800""#, r#""\udc00x""#, r#""\ud800\u0041""#, r#""\x""#, r#""\u12""#, r#""\"#, "\"a\nb\"", "\"a"]
+        {
             assert_eq!(read(bad).expect_err("refused").rule, Rule::Malformed, "{bad}");
         }
     }

@@ -72,8 +72,7 @@ pub(super) fn read_cell(
     }
 }
 
-const CONFLUENT_HINT: &str =
-    "not JSON: the value starts with byte 0x00, as the Schema Registry's wire format does (Avro, Protobuf, JSON Schema)";
+const CONFLUENT_HINT: &str = "not JSON: the value starts with byte 0x00, as the Schema Registry's wire format does (Avro, Protobuf, JSON Schema)";
 
 struct Reader<'a, 'u> {
     cursor: Cursor<'a>,
@@ -185,9 +184,10 @@ impl<'a> Reader<'a, '_> {
                 rescued.push_str(value);
                 Ok(())
             }
-            SchemaDrift::Fail => {
-                fault(Rule::UnknownField, format!("{}: the schema has no such field (schema_drift: fail)", short(&path)))
-            }
+            SchemaDrift::Fail => fault(
+                Rule::UnknownField,
+                format!("{}: the schema has no such field (schema_drift: fail)", short(&path)),
+            ),
             SchemaDrift::Evolve if !parent.is_root() => fault(
                 Rule::UnknownField,
                 format!("{}: schema_drift: evolve adds fields of the record, not of a struct in it", short(&path)),
@@ -198,7 +198,8 @@ impl<'a> Reader<'a, '_> {
                 if self.unknown.evolved.iter().any(|(name, _)| name == key) {
                     return fault(Rule::DuplicateField, format!("{}: given twice", short(&path)));
                 }
-                let text = if value.starts_with('"') { Cursor::new(value).string()?.into_owned() } else { value.into() };
+                let text =
+                    if value.starts_with('"') { Cursor::new(value).string()?.into_owned() } else { value.into() };
                 self.unknown.evolved.push((key.to_string(), text));
                 Ok(())
             }
