@@ -192,3 +192,90 @@ fn byte_length(array: &dyn Array, row: usize) -> usize {
         _ => 0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transform::{Coordinates, Stage};
+    use arrow::array::{AsArray, BinaryArray};
+    use arrow::datatypes::Int64Type;
+    use chrono::DateTime;
+    use std::collections::HashSet;
+
+    fn records(topic: &str, first: i64, values: &[Option<&[u8]>]) -> RecordBatch {
+        let len = values.len();
+        let times = TimestampMicrosecondArray::from(vec![Some(5); len]).with_timezone("UTC");
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(StringArray::from(vec![topic; len])),
+            Arc::new(Int32Array::from(vec![0; len])),
+            Arc::new((first..).take(len).collect::<Int64Array>()),
+            Arc::new(times),
+            Arc::new(BinaryArray::from_iter_values(vec![b"key"; len])),
+            Arc::new(BinaryArray::from_iter(values.iter().copied())),
+            new_null_array(source::envelope().field(6).data_type(), len),
+        ];
+        RecordBatch::try_new(source::envelope(), columns).expect("an envelope")
+    }
+
+    fn letter(topic: &str, offset: i64, rule: &str) -> DeadLetter {
+        DeadLetter {
+            table: "source".into(),
+            stage: Stage::Decode,
+            rule: rule.into(),
+            error: "bad".into(),
+            coordinates: Some(Coordinates { topic: topic.into(), partition: 0, offset }),
+            row_json: None,
+        }
+    }
+
+    fn context() -> BatchContext {
+        let batch_time = DateTime::parse_from_rfc3339("2026-03-17T23:30:00Z").expect("valid").to_utc();
+        BatchContext { pipeline: "orders".into(), batch: 7, batch_time }
+    }
+
+    fn ids_of(batch: &RecordBatch) -> Vec<String> {
+        batch.column(0).as_string::<i32>().iter().flatten().map(str::to_string).collect()
+    }
+
+    #[test]
+    fn original_bytes_come_back_by_coordinates_in_any_order_of_input() {
+        let records = [records("a", 0, &[Some(b"\xff"), None]), records("b", 0, &[Some(b"b0"), Some(b"b1")])];
+        let aggregate = DeadLetter { coordinates: None, row_json: Some("{}".into()), ..letter("", 0, "sum") };
+        let mut dead =
+            vec![letter("b", 1, "x"), letter("a", 1, "x"), aggregate, letter("a", 0, "x"), letter("a", 99, "x")];
+        let batch = rows(&dead, &records, &context()).expect("rows");
+        assert_eq!(batch.schema(), schema());
+        let values = batch.column_by_name("value").expect("present").as_binary::<i32>().clone();
+        let expected: Vec<Option<&[u8]>> = vec![None, Some(b"\xff"), None, None, Some(b"b1")];
+        assert_eq!(values.iter().collect::<Vec<_>>(), expected);
+        let offsets = batch.column_by_name("offset").expect("present").as_primitive::<Int64Type>().clone();
+        assert_eq!(offsets.iter().collect::<Vec<_>>(), [None, Some(0), Some(1), Some(99), Some(1)]);
+        let keys = batch.column_by_name("key").expect("present").as_binary::<i32>().clone();
+        assert_eq!(keys.iter().map(|k| k.is_some()).collect::<Vec<_>>(), [false, true, true, false, true]);
+
+        dead.reverse();
+        assert_eq!(rows(&dead, &records, &context()).expect("rows"), batch);
+        assert_eq!(ids_of(&batch).iter().collect::<HashSet<_>>().len(), 5);
+        assert!(ids_of(&batch).iter().all(|id| id.len() == 64));
+    }
+
+    #[test]
+    fn rows_exploded_from_one_record_have_ids_of_their_own() {
+        let twin = |json: &str| DeadLetter { row_json: Some(json.into()), ..letter("a", 0, "positive") };
+        let batch = rows(&[twin("1"), twin("2"), twin("2")], &[], &context()).expect("rows");
+        assert_eq!(ids_of(&batch).iter().collect::<HashSet<_>>().len(), 3);
+        let again = rows(&[twin("2"), twin("1"), twin("2")], &[], &context()).expect("rows");
+        assert_eq!(again, batch);
+    }
+
+    #[test]
+    fn no_dead_letters_are_an_empty_batch() {
+        assert_eq!(rows(&[], &[], &context()).expect("rows").num_rows(), 0);
+    }
+
+    #[test]
+    fn an_id_never_changes_between_releases() {
+        let batch = rows(&[letter("a", 0, "malformed")], &[], &context()).expect("rows");
+        assert_eq!(ids_of(&batch), ["2ebe452e6547c5cd84acabae33c881989dfdf6191e7c1267514e64f5dfb709a4"]);
+    }
+}
