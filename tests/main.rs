@@ -4,3 +4,9 @@
 mod architecture;
 mod config;
 mod contract;
+// The sandbox, the broker, the generator and the oracle that the modules below share; its own tests are about itself.
+mod support;
+
+// The promise on a real Apache Kafka: whatever the batches, kills, aborted transactions and bad records, the four tables
+// equal the oracle's; what cannot be read is said with the right exit code.
+mod e2e;

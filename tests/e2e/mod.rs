@@ -1,0 +1,3 @@
+//! End to end: the real binary on real services.
+
+mod kafka;

@@ -1,0 +1,260 @@
+//! A real Apache Kafka, started once per test process on a port and in a folder of its own, and what tests do to it.
+//!
+//! Where none can be started, tests that need it say so and pass, unless `CI=true` or `TIDEGATE_REQUIRE_KAFKA=1`. Every
+//! test that ran or was skipped is written down in the target folder, for `tests/kafka/summary.sh`.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use futures::executor::block_on;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::{ClientContext, DefaultClientContext};
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::{Offset, TopicPartitionList};
+
+/// One record as produced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Partition.
+    pub partition: i32,
+    /// Key bytes.
+    pub key: Option<Vec<u8>>,
+    /// Value bytes; `None` = tombstone.
+    pub value: Option<Vec<u8>>,
+    /// Milliseconds since the epoch.
+    pub timestamp: i64,
+}
+
+impl Record {
+    /// A record without a key, in partition 0.
+    pub fn of(value: impl Into<Vec<u8>>) -> Self {
+        Record { partition: 0, key: None, value: Some(value.into()), timestamp: 1_772_323_200_000 }
+    }
+}
+
+/// The broker of this test process.
+pub struct Broker {
+    /// `localhost:PORT`.
+    pub address: String,
+}
+
+/// The broker for the test called `test`, or `None` where there cannot be one: then the test returns.
+pub fn broker(test: &str) -> Option<&'static Broker> {
+    static BROKER: OnceLock<Result<Broker, String>> = OnceLock::new();
+    let broker = BROKER.get_or_init(start);
+    match broker {
+        Ok(broker) => {
+            note(&format!("ran {test}"));
+            Some(broker)
+        }
+        Err(why) => {
+            let flag = |name: &str, value: &str| std::env::var(name).is_ok_and(|v| v == value);
+            let required = flag("CI", "true") || flag("TIDEGATE_REQUIRE_KAFKA", "1");
+            assert!(!required, "kafka: cannot be started, and here it must be: {why}");
+            note(&format!("skipped {test} {}", why.lines().last().unwrap_or_default()));
+            static SAID: OnceLock<()> = OnceLock::new();
+            // Not `eprintln!`: the test runner would swallow it when the test passes.
+            SAID.get_or_init(|| writeln!(std::io::stderr(), "kafka: SKIPPED all tests that need it: {why}").unwrap_or(()));
+            None
+        }
+    }
+}
+
+/// One line in the ledger that `tests/kafka/summary.sh` counts.
+fn note(line: &str) {
+    static LEDGER: OnceLock<Mutex<PathBuf>> = OnceLock::new();
+    let ledger = LEDGER.get_or_init(|| Mutex::new(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("kafka-tests.txt")));
+    let path = ledger.lock().expect("no test panics while it writes a line");
+    let mut file = OpenOptions::new().create(true).append(true).open(&*path).expect("the target folder is ours");
+    writeln!(file, "{line}").expect("the target folder is ours");
+}
+
+fn start() -> Result<Broker, String> {
+    let process = std::process::id();
+    let port = free_port(process);
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("kafka-{process}"));
+    fs::create_dir_all(&dir).map_err(|cause| format!("{}: {cause}", dir.display()))?;
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kafka/kafka.sh");
+    let output = Command::new(script)
+        .args(["up", "--port", &port.to_string(), "--die-with", &process.to_string(), "--dir"])
+        .arg(&dir)
+        .output()
+        .map_err(|cause| format!("{script}: {cause}"))?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).trim().to_string());
+    }
+    Ok(Broker { address: format!("localhost:{port}") })
+}
+
+/// Below the range that the system gives to outgoing connections, so that it stays free until the broker has it.
+fn free_port(process: u32) -> u16 {
+    let first = 20_000 + u16::try_from(process % 5_000).expect("small") * 2;
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    (first..first + 200).find(free).expect("200 ports in a row are not all taken")
+}
+
+/// Counts what the broker refused.
+struct Deliveries {
+    failed: AtomicU64,
+}
+
+impl ClientContext for Deliveries {}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = ();
+    fn delivery(&self, result: &DeliveryResult<'_>, _: ()) {
+        if let Err((error, _)) = result {
+            // Records of an aborted transaction that were still in the queue are purged: that is what was asked for.
+            let purged = [RDKafkaErrorCode::PurgeQueue, RDKafkaErrorCode::PurgeInflight].map(Some);
+            if !purged.contains(&error.rdkafka_error_code()) {
+                self.failed.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+impl Broker {
+    fn config(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.address);
+        config
+    }
+
+    fn admin(&self) -> AdminClient<DefaultClientContext> {
+        self.config().create().expect("an admin client")
+    }
+
+    /// Creates a topic with these settings.
+    pub fn create_topic(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) {
+        let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
+        let outcome = block_on(self.admin().create_topics([&topic], &AdminOptions::new().operation_timeout(Some(PATIENCE))));
+        for created in outcome.expect("the broker answers") {
+            created.expect("the topic is new");
+        }
+        // Leaders are elected after the answer.
+        let deadline = Instant::now() + PATIENCE;
+        let consumer: BaseConsumer = self.config().create().expect("a consumer");
+        let led = || {
+            let metadata = consumer.fetch_metadata(Some(name), Duration::from_secs(10)).ok()?;
+            let topic = metadata.topics().first()?;
+            Some(topic.partitions().len() == partitions as usize && topic.partitions().iter().all(|p| p.leader() >= 0))
+        };
+        while led() != Some(true) {
+            assert!(Instant::now() < deadline, "no leaders for the new topic {name}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Deletes a topic.
+    pub fn delete_topic(&self, name: &str) {
+        let outcome = block_on(self.admin().delete_topics(&[name], &AdminOptions::new().operation_timeout(Some(PATIENCE))));
+        for deleted in outcome.expect("the broker answers") {
+            deleted.expect("the topic exists");
+        }
+    }
+
+    /// Makes everything before `offset` unreadable, as retention would.
+    pub fn expire(&self, topic: &str, partition: i32, offset: i64) {
+        let mut before = TopicPartitionList::new();
+        before.add_partition_offset(topic, partition, Offset::Offset(offset)).expect("a valid offset");
+        let outcome = block_on(self.admin().delete_records(&before, &AdminOptions::new().operation_timeout(Some(PATIENCE))));
+        outcome.expect("the broker answers");
+    }
+
+    /// First and next offset of a partition.
+    pub fn watermarks(&self, topic: &str, partition: i32) -> (i64, i64) {
+        let consumer: BaseConsumer = self.config().create().expect("a consumer");
+        consumer.fetch_watermarks(topic, partition, PATIENCE).expect("the broker answers")
+    }
+
+    /// Produces records in order and waits until the broker has them all.
+    pub fn produce(&self, topic: &str, records: impl IntoIterator<Item = Record>) {
+        self.producer(None).send(topic, records).done();
+    }
+
+    /// A producer of transactions.
+    pub fn transactions(&self, id: &str) -> Producer {
+        let producer = self.producer(Some(id));
+        producer.inner.init_transactions(PATIENCE).expect("the transaction coordinator answers");
+        producer
+    }
+
+    fn producer(&self, transactional_id: Option<&str>) -> Producer {
+        let mut config = self.config();
+        config.set("enable.idempotence", "true").set("linger.ms", "20").set("batch.size", "1000000");
+        config.set("queue.buffering.max.messages", "200000").set("message.max.bytes", "33554432");
+        if let Some(id) = transactional_id {
+            config.set("transactional.id", id);
+        }
+        let context = Deliveries { failed: AtomicU64::new(0) };
+        Producer { inner: config.create_with_context(context).expect("a producer") }
+    }
+}
+
+/// Sends records in order.
+pub struct Producer {
+    inner: ThreadedProducer<Deliveries>,
+}
+
+impl Producer {
+    /// Queues records.
+    pub fn send(&self, topic: &str, records: impl IntoIterator<Item = Record>) -> &Self {
+        let deadline = Instant::now() + 10 * PATIENCE;
+        for record in records {
+            let mut next = BaseRecord::<[u8], [u8]>::to(topic).partition(record.partition).timestamp(record.timestamp);
+            next.key = record.key.as_deref();
+            next.payload = record.value.as_deref();
+            while let Err((error, refused)) = self.inner.send(next) {
+                let full = KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull);
+                assert!(error == full && Instant::now() < deadline, "cannot produce to {topic}: {error}");
+                std::thread::sleep(Duration::from_millis(5));
+                next = refused;
+            }
+        }
+        self
+    }
+
+    /// Waits until the broker has everything.
+    pub fn done(&self) {
+        self.inner.flush(10 * PATIENCE).expect("the broker takes what was sent");
+        let failed = self.inner.context().failed.load(Ordering::Relaxed);
+        assert_eq!(failed, 0, "records that the broker refused");
+    }
+
+    /// Starts a transaction.
+    pub fn begin(&self) {
+        self.inner.begin_transaction().expect("no transaction is open");
+    }
+
+    /// Commits the transaction that is open.
+    pub fn finish(&self) {
+        self.inner.commit_transaction(PATIENCE).expect("the broker commits");
+    }
+
+    /// Starts a transaction, sends, and commits.
+    pub fn commit(&self, topic: &str, records: impl IntoIterator<Item = Record>) {
+        self.begin();
+        self.send(topic, records).done();
+        self.finish();
+    }
+
+    /// Starts a transaction, sends until the broker has it all, and aborts.
+    pub fn abort(&self, topic: &str, records: impl IntoIterator<Item = Record>) {
+        self.begin();
+        self.send(topic, records).done();
+        self.inner.abort_transaction(PATIENCE).expect("the broker aborts");
+    }
+}
