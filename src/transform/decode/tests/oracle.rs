@@ -157,7 +157,7 @@ proptest! {
         let spec = spec(columns());
         let all: Vec<Option<&[u8]>> = values.iter().map(|v| Some(v.0.as_slice())).collect();
         let whole = records(0, &all);
-        let decoded = decode_records(&spec, &[whole.clone()]);
+        let decoded = decode_records(&spec, std::slice::from_ref(&whole));
         let rows = joined(&spec, &decoded);
         let texts = shown(&spec, &decoded);
         let offsets = rows.column_by_name("_offset").expect("present").clone();
