@@ -89,7 +89,8 @@ fn order(id: &str, quantity: i64, updated_at: &str) -> Vec<u8> {
 
 /// `count` orders in partition `partition`, named after `prefix`.
 fn named(prefix: &str, partition: i32, count: usize) -> Vec<Record> {
-    let record = |n: usize| Record { partition, ..Record::of(order(&format!("{prefix}-{n}"), 1, "2026-03-02T10:00:00Z")) };
+    let record =
+        |n: usize| Record { partition, ..Record::of(order(&format!("{prefix}-{n}"), 1, "2026-03-02T10:00:00Z")) };
     (0..count).map(record).collect()
 }
 
@@ -242,8 +243,12 @@ fn an_open_transaction_is_waited_for_by_a_later_run() {
 
 #[test]
 fn holes_that_compaction_left_do_not_stop_a_run() {
-    let settings =
-        [("cleanup.policy", "compact"), ("segment.ms", "100"), ("min.cleanable.dirty.ratio", "0.001"), ("delete.retention.ms", "0")];
+    let settings = [
+        ("cleanup.policy", "compact"),
+        ("segment.ms", "100"),
+        ("min.cleanable.dirty.ratio", "0.001"),
+        ("delete.retention.ms", "0"),
+    ];
     let Some(world) = World::with_topic("compacted", 1, &settings) else { return };
     let keyed = |n: usize| Record {
         key: Some(b"the same".to_vec()),
@@ -322,7 +327,8 @@ fn each_bad_record_is_one_dead_letter_with_its_original_bytes() {
     let unterminated = |size: usize| format!("{{\"order_id\":\"{}", "x".repeat(size)).into_bytes();
     let deep = |open: &str, close: &str, depth: usize| {
         let nested = format!("{}1{}", open.repeat(depth), close.repeat(depth));
-        format!(r#"{{"order_id":"deep","quantity":1,"updated_at":"2026-03-02T10:00:00Z","deep":{nested}}}"#).into_bytes()
+        format!(r#"{{"order_id":"deep","quantity":1,"updated_at":"2026-03-02T10:00:00Z","deep":{nested}}}"#)
+            .into_bytes()
     };
     let mut invalid = order("utf-8", 1, "2026-03-02T10:00:00Z");
     invalid[15] = 0xff;
