@@ -250,16 +250,17 @@ fn holes_that_compaction_left_do_not_stop_a_run() {
         ("delete.retention.ms", "0"),
     ];
     let Some(world) = World::with_topic("compacted", 1, &settings) else { return };
-    let keyed = |n: usize| Record {
-        key: Some(b"the same".to_vec()),
-        ..Record::of(order("compacted", 1, &format!("2026-03-02T10:00:{:02}Z", n % 60)))
+    // Segments roll by the time in the records, so it goes on from one round to the next.
+    let keyed = |n: usize| {
+        let record = Record::of(order("compacted", 1, &format!("2026-03-02T10:00:{:02}Z", n % 60)));
+        Record { key: Some(b"the same".to_vec()), timestamp: record.timestamp + n as i64 * 1_000, ..record }
     };
     let produced = 60;
-    // Segments roll when a record comes after their time; the active one is never compacted.
+    // The active segment is never compacted.
     let deadline = std::time::Instant::now() + Duration::from_secs(60);
     let mut sent = 0;
     let left = loop {
-        world.produce(&(0..produced).map(keyed).collect::<Vec<_>>());
+        world.produce(&(sent..sent + produced).map(keyed).collect::<Vec<_>>());
         sent += produced;
         std::thread::sleep(Duration::from_millis(700));
         world.forget();
