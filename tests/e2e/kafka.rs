@@ -245,16 +245,17 @@ fn holes_that_compaction_left_do_not_stop_a_run() {
     let settings =
         [("cleanup.policy", "compact"), ("segment.ms", "100"), ("min.cleanable.dirty.ratio", "0.001"), ("delete.retention.ms", "0")];
     let Some(world) = World::with_topic("compacted", 1, &settings) else { return };
+    let produced = 60;
+    // Segments roll by the records' own time, so that it must go on; the active one is never compacted.
     let keyed = |n: usize| Record {
         key: Some(b"the same".to_vec()),
-        ..Record::of(order("compacted", 1, &format!("2026-03-02T10:00:{:02}Z", n % 60)))
+        timestamp: 1_772_323_200_000 + 1_000 * n as i64,
+        ..Record::of(order("compacted", 1, &format!("2026-03-02T10:00:{:02}Z", n % produced)))
     };
-    let produced = 60;
-    // Segments roll when a record comes after their time; the active one is never compacted.
     let deadline = std::time::Instant::now() + Duration::from_secs(60);
     let mut sent = 0;
     let left = loop {
-        world.produce(&(0..produced).map(keyed).collect::<Vec<_>>());
+        world.produce(&(sent..sent + produced).map(keyed).collect::<Vec<_>>());
         sent += produced;
         std::thread::sleep(Duration::from_millis(700));
         world.forget();
