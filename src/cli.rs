@@ -22,6 +22,9 @@ pub struct Cli {
     pub global: Global,
 }
 
+/// Warnings of everybody, but for deltalake's, at every commit, that a binary column has no statistics.
+const DEFAULT_LOG: &str = "warn,deltalake_core::writer=error";
+
 /// Options of every command.
 #[derive(Debug, Args)]
 pub struct Global {
@@ -35,7 +38,7 @@ pub struct Global {
     #[arg(long, global = true, env = "TIDEGATE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
     /// What is logged: error, warn, info, debug, trace, or a filter such as `tidegate=debug,warn`
-    #[arg(long, global = true, env = "TIDEGATE_LOG", default_value = "warn", value_name = "FILTER")]
+    #[arg(long, global = true, env = "TIDEGATE_LOG", default_value = DEFAULT_LOG, value_name = "FILTER")]
     pub log: String,
     /// Progress on stderr: a bar on a terminal, one line a batch elsewhere
     #[arg(long, global = true, env = "TIDEGATE_PROGRESS", value_enum, default_value_t = Progress::Auto)]

@@ -14,7 +14,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("arrow_bridge", &["error", "model"]),
     ("source", &["config", "error", "model", "storage", "units"]),
     ("transform", &["arrow_bridge", "config", "error", "model", "source", "table"]),
-    ("table", &["arrow_bridge", "config", "error", "model", "storage"]),
+    ("table", &["arrow_bridge", "config", "error", "model", "source", "storage"]),
     ("checkpoint", &["error", "model", "storage"]),
     ("runner", &["checkpoint", "config", "error", "model", "source", "table", "transform"]),
 ];

@@ -73,8 +73,6 @@ pub struct PipelineSpec {
     pub tables: Vec<TableSpec>,
     /// Where rows set aside go; `None` = the user turned it off, and a bad row fails the batch.
     pub dead_letters: Option<DeadLetterSpec>,
-    /// Hash of what gives stored data its meaning (name, key, order_by, by, window, watermark, delete_when).
-    pub fingerprint: String,
 }
 
 /// Where rows come from.

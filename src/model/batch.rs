@@ -40,6 +40,10 @@ pub struct BatchPlan {
     pub batch_time: DateTime<Utc>,
     /// What is read, by source name.
     pub sources: BTreeMap<String, OffsetRanges>,
+    /// Where `on_data_loss: skip` moved a position before reading: `[was, now]`, by source name. What lies between was
+    /// never read; this is the audit trail.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub skipped: BTreeMap<String, OffsetRanges>,
     /// Event-time watermark in force for this batch, by source name; absent = none yet.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub watermarks: BTreeMap<String, DateTime<Utc>>,

@@ -319,6 +319,7 @@ mod tests {
             pipeline: "orders".into(),
             batch_time: DateTime::UNIX_EPOCH,
             sources: BTreeMap::new(),
+            skipped: BTreeMap::new(),
             watermarks: BTreeMap::new(),
             pinned: BTreeMap::new(),
             meaning: BTreeMap::from([("silver".to_string(), "upsert key=id".to_string())]),

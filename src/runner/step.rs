@@ -10,10 +10,10 @@ use super::event::{Event, Finished};
 use super::shaping::{Records, Rows, Shaping, deferred};
 use super::{KEEP_BATCHES, PRUNE_EVERY, Position, Runner, Stepped, app_id, meaning};
 use crate::checkpoint::Claim;
-use crate::config::spec::{From, TableSpec, WriteSpec};
+use crate::config::spec::{From, OnDataLoss, SourceKind, TableSpec, WriteSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::batch::{BatchId, BatchPlan, CommitRecord, FORMAT_VERSION, Owner, Receipt};
-use crate::model::offset::{OffsetRanges, Offsets};
+use crate::model::offset::{OffsetRanges, Offsets, Partition, Range};
 use crate::model::recover::{Decision, TableFact};
 use crate::source::Limits;
 use crate::table::{Change, Txn};
@@ -95,6 +95,7 @@ impl Runner {
             batch,
             pipeline: self.parts.spec.name.clone(),
             batch_time: self.parts.clock.now(),
+            skipped: self.skipped(&sources),
             sources,
             watermarks: BTreeMap::new(),
             pinned,
@@ -130,6 +131,26 @@ impl Runner {
             bounded.insert(name.clone(), source.bound(&from, end, limits).await?);
         }
         Ok(bounded)
+    }
+
+    /// Where the sources did not start at the position. They only do that when `on_data_loss: skip` allows it.
+    fn skipped(&self, sources: &BTreeMap<String, OffsetRanges>) -> BTreeMap<String, OffsetRanges> {
+        let mut skipped = BTreeMap::new();
+        for (name, ranges) in sources {
+            let kafka = self.parts.spec.sources.get(name).map(|source| &source.kind);
+            let allowed = matches!(kafka, Some(SourceKind::Kafka(kafka)) if kafka.on_data_loss == OnDataLoss::Skip);
+            let position = self.position.as_ref().and_then(|position| position.offsets.get(name));
+            let (true, Some(position)) = (allowed, position) else { continue };
+            let moved = ranges.0.iter().filter_map(|(partition, range)| {
+                let was = *position.0.get(partition)?;
+                (was != range.from).then(|| (partition.clone(), Range { from: was, until: range.from }))
+            });
+            let moved: BTreeMap<Partition, Range> = moved.collect();
+            if !moved.is_empty() {
+                skipped.insert(name.clone(), OffsetRanges(moved));
+            }
+        }
+        skipped
     }
 
     /// Reads, shapes, applies and commits a planned batch.
@@ -300,6 +321,9 @@ impl Runner {
         let mut offsets = self.position.as_ref().map(|p| p.offsets.clone()).unwrap_or_default();
         for (name, ranges) in &plan.sources {
             let from = offsets.entry(name.clone()).or_default();
+            for (partition, moved) in plan.skipped.get(name).iter().flat_map(|skipped| &skipped.0) {
+                from.0.insert(partition.clone(), moved.until);
+            }
             *from = from.advance(ranges).map_err(|why| {
                 Error::new(ErrorKind::Config, format!("batch {} does not continue the checkpoint: {why}", plan.batch))
                     .help(

@@ -29,7 +29,7 @@ pub struct Txn {
     pub app_id: String,
     /// The batch; the `version` of the Delta `txn` action.
     pub batch: BatchId,
-    /// One compact JSON object, stored as `userMetadata` of the commit: pipeline, batch, source ranges, fingerprint.
+    /// One compact JSON object, stored as `userMetadata` of the commit: pipeline, batch, source ranges.
     pub user_metadata: String,
 }
 

@@ -25,6 +25,7 @@ fn plan(batch: BatchId, run_id: &str) -> BatchPlan {
             "source".to_string(),
             OffsetRanges(BTreeMap::from([(Partition::new("t", 0), range)])),
         )]),
+        skipped: BTreeMap::new(),
         watermarks: BTreeMap::new(),
         pinned: BTreeMap::from([("stores".to_string(), 3)]),
         meaning: BTreeMap::new(),

@@ -1,7 +1,8 @@
 //! What every table promises (see `tidegate::table`), proven on Delta tables in local folders against an oracle that
 //! knows nothing of Delta: a hash map. Random tests print their seed and take it from `TIDEGATE_SEED`.
 
-#![allow(clippy::disallowed_methods)] // Tests break files on purpose.
+// Tests break files on purpose, and a panic is how they fail.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

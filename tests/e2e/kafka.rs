@@ -89,7 +89,8 @@ fn order(id: &str, quantity: i64, updated_at: &str) -> Vec<u8> {
 
 /// `count` orders in partition `partition`, named after `prefix`.
 fn named(prefix: &str, partition: i32, count: usize) -> Vec<Record> {
-    let record = |n: usize| Record { partition, ..Record::of(order(&format!("{prefix}-{n}"), 1, "2026-03-02T10:00:00Z")) };
+    let record =
+        |n: usize| Record { partition, ..Record::of(order(&format!("{prefix}-{n}"), 1, "2026-03-02T10:00:00Z")) };
     (0..count).map(record).collect()
 }
 
@@ -242,16 +243,20 @@ fn an_open_transaction_is_waited_for_by_a_later_run() {
 
 #[test]
 fn holes_that_compaction_left_do_not_stop_a_run() {
-    let settings =
-        [("cleanup.policy", "compact"), ("segment.ms", "100"), ("min.cleanable.dirty.ratio", "0.001"), ("delete.retention.ms", "0")];
+    let settings = [
+        ("cleanup.policy", "compact"),
+        ("segment.ms", "100"),
+        ("min.cleanable.dirty.ratio", "0.001"),
+        ("delete.retention.ms", "0"),
+    ];
     let Some(world) = World::with_topic("compacted", 1, &settings) else { return };
-    let produced = 60;
-    // Segments roll by the records' own time, so that it must go on; the active one is never compacted.
-    let keyed = |n: usize| Record {
-        key: Some(b"the same".to_vec()),
-        timestamp: 1_772_323_200_000 + 1_000 * n as i64,
-        ..Record::of(order("compacted", 1, &format!("2026-03-02T10:00:{:02}Z", n % produced)))
+    // Segments roll by the time in the records, so it goes on from one round to the next.
+    let keyed = |n: usize| {
+        let record = Record::of(order("compacted", 1, &format!("2026-03-02T10:00:{:02}Z", n % 60)));
+        Record { key: Some(b"the same".to_vec()), timestamp: record.timestamp + n as i64 * 1_000, ..record }
     };
+    let produced = 60;
+    // The active segment is never compacted.
     let deadline = std::time::Instant::now() + Duration::from_secs(60);
     let mut sent = 0;
     let left = loop {
@@ -323,7 +328,8 @@ fn each_bad_record_is_one_dead_letter_with_its_original_bytes() {
     let unterminated = |size: usize| format!("{{\"order_id\":\"{}", "x".repeat(size)).into_bytes();
     let deep = |open: &str, close: &str, depth: usize| {
         let nested = format!("{}1{}", open.repeat(depth), close.repeat(depth));
-        format!(r#"{{"order_id":"deep","quantity":1,"updated_at":"2026-03-02T10:00:00Z","deep":{nested}}}"#).into_bytes()
+        format!(r#"{{"order_id":"deep","quantity":1,"updated_at":"2026-03-02T10:00:00Z","deep":{nested}}}"#)
+            .into_bytes()
     };
     let mut invalid = order("utf-8", 1, "2026-03-02T10:00:00Z");
     invalid[15] = 0xff;

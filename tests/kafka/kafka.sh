@@ -92,6 +92,7 @@ controlled.shutdown.enable=false
 message.max.bytes=33554432
 log.cleaner.dedupe.buffer.size=8388608
 log.cleaner.backoff.ms=500
+log.retention.ms=-1
 num.network.threads=2
 num.io.threads=4
 background.threads=2

@@ -64,7 +64,9 @@ pub fn broker(test: &str) -> Option<&'static Broker> {
             note(&format!("skipped {test} {}", why.lines().last().unwrap_or_default()));
             static SAID: OnceLock<()> = OnceLock::new();
             // Not `eprintln!`: the test runner would swallow it when the test passes.
-            SAID.get_or_init(|| writeln!(std::io::stderr(), "kafka: SKIPPED all tests that need it: {why}").unwrap_or(()));
+            SAID.get_or_init(|| {
+                writeln!(std::io::stderr(), "kafka: SKIPPED all tests that need it: {why}").unwrap_or(())
+            });
             None
         }
     }
@@ -140,7 +142,8 @@ impl Broker {
     pub fn create_topic(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) {
         let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
         let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
-        let outcome = block_on(self.admin().create_topics([&topic], &AdminOptions::new().operation_timeout(Some(PATIENCE))));
+        let outcome =
+            block_on(self.admin().create_topics([&topic], &AdminOptions::new().operation_timeout(Some(PATIENCE))));
         for created in outcome.expect("the broker answers") {
             created.expect("the topic is new");
         }
@@ -160,7 +163,8 @@ impl Broker {
 
     /// Deletes a topic.
     pub fn delete_topic(&self, name: &str) {
-        let outcome = block_on(self.admin().delete_topics(&[name], &AdminOptions::new().operation_timeout(Some(PATIENCE))));
+        let outcome =
+            block_on(self.admin().delete_topics(&[name], &AdminOptions::new().operation_timeout(Some(PATIENCE))));
         for deleted in outcome.expect("the broker answers") {
             deleted.expect("the topic exists");
         }
@@ -170,7 +174,8 @@ impl Broker {
     pub fn expire(&self, topic: &str, partition: i32, offset: i64) {
         let mut before = TopicPartitionList::new();
         before.add_partition_offset(topic, partition, Offset::Offset(offset)).expect("a valid offset");
-        let outcome = block_on(self.admin().delete_records(&before, &AdminOptions::new().operation_timeout(Some(PATIENCE))));
+        let outcome =
+            block_on(self.admin().delete_records(&before, &AdminOptions::new().operation_timeout(Some(PATIENCE))));
         outcome.expect("the broker answers");
     }
 

@@ -102,7 +102,8 @@ fn cell(column: &ArrayRef, row: usize, is_json: bool, line: &mut String) {
 pub fn hex(bytes: &[u8], line: &mut String) {
     const SHOWN: usize = 400;
     if bytes.len() > SHOWN {
-        let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3));
+        let hash =
+            bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3));
         write!(line, "{} bytes {hash:x}", bytes.len()).expect("a string");
         return;
     }

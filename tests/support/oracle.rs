@@ -70,7 +70,9 @@ impl Tables {
                 continue;
             };
             tables.bronze.push(bronze_line(topic, stored, &order));
-            if order.quantity.is_none_or(|quantity| quantity <= 0) {
+            // A delete is not judged by rules about a row that is going away.
+            let is_delete = order.op.as_deref() == Some("d");
+            if !is_delete && order.quantity.is_none_or(|quantity| quantity <= 0) {
                 tables.dead.push(dead_line(topic, stored, "expect", Some("positive_quantity")));
                 continue;
             }
@@ -156,8 +158,10 @@ fn decode(value: &[u8]) -> Option<Order> {
     let micros = DateTime::parse_from_rfc3339(&updated_at).ok()?.timestamp_micros();
     let op = string(take("op"))?;
     let rescued = (!fields.is_empty()).then(|| {
-        let values: BTreeMap<&String, serde_json::Value> =
-            fields.iter().map(|(name, raw)| (name, serde_json::from_str(raw.get()).expect("valid so far"))).collect();
+        let values: BTreeMap<&String, serde_json::Value> = fields
+            .iter()
+            .map(|(name, raw)| Some((name, serde_json::from_str(raw.get()).ok()?)))
+            .collect::<Option<_>>()?;
         serde_json::to_string(&values).expect("JSON")
     });
     Some(Order { order_id, customer_id, store_id, cents, quantity, status, micros, op, rescued })

@@ -121,7 +121,8 @@ impl Orders {
     /// About 200 bytes of JSON.
     fn value(&mut self, id: &str, store: u8, cents: i64, updated_at: i64, may_delete: bool) -> Vec<u8> {
         let mut json = Vec::with_capacity(240);
-        write!(json, r#"{{"order_id":"{id}","customer_id":"c-{:032x}""#, self.random.random::<u128>()).expect("a vector");
+        write!(json, r#"{{"order_id":"{id}","customer_id":"c-{:032x}""#, self.random.random::<u128>())
+            .expect("a vector");
         let mut amount = true;
         match self.random.random_range(0..1_000) {
             0..3 => {}
@@ -139,7 +140,8 @@ impl Orders {
             (true, 0..3) => write!(json, r#","amount":{sign}{whole}.{rest:02}"#).expect("a vector"),
             (true, _) => write!(json, r#","amount":"{sign}{whole}.{rest:02}""#).expect("a vector"),
         }
-        let quantity = if self.chance(2.0) { self.random.random_range(-3..=0) } else { self.random.random_range(1..20) };
+        let quantity =
+            if self.chance(2.0) { self.random.random_range(-3..=0) } else { self.random.random_range(1..20) };
         let status = ["PLACED", "PAID", "Paid", "CANCELLED", "cancelled", "placed"][self.random.random_range(0..6)];
         let status = if self.chance(0.5) { "REFUNDED" } else { status };
         let updated_at = self.time(updated_at);
@@ -147,7 +149,8 @@ impl Orders {
         write!(json, r#","quantity":{quantity},"status":"{status}","updated_at":"{updated_at}","op":"{op}""#)
             .expect("a vector");
         if self.chance(1.0) {
-            write!(json, r#","coupon":{{"code":"X{}","percent":5}}"#, self.random.random_range(0..100)).expect("a vector");
+            write!(json, r#","coupon":{{"code":"X{}","percent":5}}"#, self.random.random_range(0..100))
+                .expect("a vector");
         }
         json.push(b'}');
         json
@@ -181,7 +184,9 @@ impl Orders {
             5 => Some(format!("[{text}]").into_bytes()),
             6 => Some(b"\"a string\"".to_vec()),
             7 => replaced("\"order_id\":", "\"order\":"),
-            8 => Some(format!("{{\"order_id\":null,{}", &text[text.find("\"customer_id\"").expect("it has one")..]).into()),
+            8 => Some(
+                format!("{{\"order_id\":null,{}", &text[text.find("\"customer_id\"").expect("it has one")..]).into(),
+            ),
             9 => replaced("\"quantity\":", "\"quantity\":\"many\",\"was\":"),
             10 => replaced("\"quantity\":", "\"quantity\":3000000000,\"was\":"),
             11 => replaced("\"updated_at\":\"2026-", "\"updated_at\":\"2026-13-"),

@@ -26,8 +26,12 @@ impl Pipeline<'_> {
 
     /// The file's text.
     pub fn yaml(&self) -> String {
-        let batch = self.max_rows.map_or(String::new(), |rows| format!("batch: {{max_rows: {rows}, max_bytes: 2GB}}\n"));
-        include_str!("orders.yaml").replace("BROKERS", self.brokers).replace("TOPIC", self.topic).replace("#BATCH\n", &batch)
+        let batch =
+            self.max_rows.map_or(String::new(), |rows| format!("batch: {{max_rows: {rows}, max_bytes: 2GB}}\n"));
+        include_str!("orders.yaml")
+            .replace("BROKERS", self.brokers)
+            .replace("TOPIC", self.topic)
+            .replace("#BATCH\n", &batch)
     }
 }
 

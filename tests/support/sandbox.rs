@@ -215,7 +215,8 @@ impl Outcome {
     #[track_caller]
     pub fn json(&self) -> Value {
         let last = self.stdout.lines().last().unwrap_or_default();
-        serde_json::from_str(last).unwrap_or_else(|cause| panic!("no JSON on the last line: {cause}\n{}", self.report()))
+        serde_json::from_str(last)
+            .unwrap_or_else(|cause| panic!("no JSON on the last line: {cause}\n{}", self.report()))
     }
 
     /// `input_rows` of every batch of the run.
@@ -252,7 +253,8 @@ fn tail(text: &str) -> &str {
 
 fn list(dir: &Path, depth: usize, listing: &mut String) {
     const SHOWN: usize = 12;
-    let mut entries: Vec<PathBuf> = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    let mut entries: Vec<PathBuf> =
+        fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
     entries.sort();
     for path in entries.iter().take(SHOWN) {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();

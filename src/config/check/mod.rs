@@ -12,13 +12,12 @@ use std::collections::BTreeMap;
 use std::path::Path as FilePath;
 
 use serde_json::{Value as Json, json};
-use sha2::{Digest, Sha256};
 
 use super::document::Document;
 use super::raw::{Quantity, RawDeadLetters, RawInterval, RawPipeline, RawTrigger, RawTriggerWord};
 use super::report::{Problem, closest};
 use super::shape::Path;
-use super::spec::{DeadLetterSpec, LookupSpec, PipelineSpec, TableSpec, WriteSpec};
+use super::spec::{DeadLetterSpec, LookupSpec, PipelineSpec};
 use super::yaml::Node;
 use crate::model::trigger::Trigger;
 use crate::units;
@@ -137,7 +136,6 @@ impl Checker<'_> {
         let dead_letters = self.dead_letters(raw);
         let tables = self.tables(raw, &sources, dead_letters.as_ref());
         PipelineSpec {
-            fingerprint: fingerprint(&raw.name, &tables),
             name: raw.name.clone(),
             lake: paths::location(&root, raw.lake.as_deref().unwrap_or("./lake")),
             checkpoints: paths::location(&root, raw.checkpoints.as_deref().unwrap_or("./checkpoints")),
@@ -243,22 +241,4 @@ fn is_pipeline_name(name: &str) -> bool {
 fn is_identifier(name: &str) -> bool {
     let first = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
     first && name.len() <= 100 && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-}
-
-/// Hash of what gives stored data its meaning. Tables by name, so that their order in the file does not matter; append
-/// tables without more carry no meaning that a change could break.
-fn fingerprint(name: &str, tables: &[TableSpec]) -> String {
-    let mut by_name: Vec<&TableSpec> = tables.iter().collect();
-    by_name.sort_by(|a, b| a.name.cmp(&b.name));
-    let meaning = |table: &&TableSpec| match &table.write {
-        WriteSpec::Append => None,
-        WriteSpec::Upsert { key, order_by, delete_when, .. } => {
-            Some(json!([table.name, "upsert", key, order_by, delete_when.as_deref().map(str::trim)]))
-        }
-        WriteSpec::Refresh { by } => Some(json!([table.name, "refresh", by])),
-    };
-    // Arrays only: their order does not depend on how serde_json was built.
-    let canonical = json!([1, name, by_name.iter().filter_map(meaning).collect::<Vec<_>>()]);
-    let digest = Sha256::digest(canonical.to_string().as_bytes());
-    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }

@@ -62,6 +62,9 @@ struct Place {
     position: Offset,
     /// A record that was received and did not fit into the batch: the first of the next one.
     held: Option<Held>,
+    /// Nothing visible lies between the position and here: the partition was seen to end at or after it. Kept over
+    /// reads, because the end of a partition is announced once only.
+    exhausted: Offset,
 }
 
 struct Held {
@@ -79,8 +82,8 @@ enum End {
     Unknown,
     /// An event arrived, perhaps an old one; unless a record follows, look into it at this time.
     Suspected(Instant),
-    /// The partition ends at or after the range: the next event is to be believed.
-    Confirming,
+    /// The partition ends here, at or after the range's end: the next event is to be believed.
+    Confirming(Offset),
 }
 
 /// One range on its way.
@@ -126,7 +129,10 @@ impl Reader {
                 .split_partition_queue(topic, number)
                 .ok_or_else(|| Error::failed(format!("librdkafka has no queue for {partition}")))?;
             list.add_partition_offset(topic, number, Raw::Offset(range.from)).map_err(failed)?;
-            slots.insert(partition.clone(), Slot { queue, place: Place { position: range.from, held: None } });
+            slots.insert(
+                partition.clone(),
+                Slot { queue, place: Place { position: range.from, held: None, exhausted: range.from } },
+            );
         }
         client.assign(&list).map_err(failed)?;
         Ok(Reader { slots, client, spec: spec.clone(), patience })
@@ -190,6 +196,9 @@ impl Reader {
     fn take_held(&mut self, jobs: &mut BTreeMap<Partition, Job>, budget: &mut Budget) -> Result<()> {
         for (partition, job) in jobs {
             let Some(Slot { place, .. }) = self.slots.get_mut(partition) else { continue };
+            if place.held.is_none() && place.exhausted >= job.range.until {
+                place.position = job.range.until;
+            }
             let Some(held) = place.held.take() else { continue };
             let bytes = held.key.as_ref().map_or(0, Vec::len) + held.value.as_ref().map_or(0, Vec::len);
             if held.offset >= job.range.until {
@@ -236,7 +245,10 @@ impl Reader {
                         match job.end {
                             // Behind the last visible record there is nothing up to the end of the range; what the
                             // queue brings next lies after it.
-                            End::Confirming => place.position = job.range.until,
+                            End::Confirming(end) => {
+                                place.exhausted = end;
+                                place.position = job.range.until;
+                            }
                             _ => job.end = End::Suspected(Instant::now() + SILENCE),
                         }
                     }
@@ -331,11 +343,11 @@ fn headers<'a>(message: &'a BorrowedMessage<'_>) -> Option<Headers<'a>> {
 /// Makes sure that the next end-of-partition event tells the truth: see the module's text.
 fn confirm(client: &Client, admin: &Admin, partition: &Partition, place: &Place, job: &mut Job) -> Result<()> {
     let end = admin.end(std::slice::from_ref(partition))?;
-    if end.0.get(partition).is_some_and(|&end| end >= job.range.until) {
+    if let Some(&end) = end.0.get(partition).filter(|&&end| end >= job.range.until) {
         client
             .seek(&partition.topic, partition.partition, Raw::Offset(place.position), Duration::ZERO)
             .map_err(|cause| Error::failed(format!("{partition} could not be read again")).caused_by(cause))?;
-        job.end = End::Confirming;
+        job.end = End::Confirming(end);
     } else {
         job.end = End::Suspected(Instant::now() + RECHECK);
     }

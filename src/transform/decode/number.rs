@@ -113,7 +113,7 @@ pub(super) fn units(text: &[u8], scale: i8) -> Option<Units> {
             if shift >= 0 {
                 (mantissa.checked_mul(power)?, lost)
             } else {
-                (mantissa / power, lost || mantissa % power != 0)
+                (mantissa / power, lost || !mantissa.is_multiple_of(power))
             }
         }
         _ if shift > 0 => return None,

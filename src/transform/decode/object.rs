@@ -1,6 +1,5 @@
 //! One JSON record straight into typed columns, in one pass and without a tree.
 
-use std::borrow::Cow;
 use std::fmt::Write;
 
 use arrow::datatypes::DataType;
@@ -169,7 +168,7 @@ impl<'a> Reader<'a, '_> {
         Ok(())
     }
 
-    fn unknown_field(&mut self, key: &Cow<'a, str>, parent: &Path<'_>, depth: usize) -> Outcome<()> {
+    fn unknown_field(&mut self, key: &str, parent: &Path<'_>, depth: usize) -> Outcome<()> {
         let value = self.cursor.skip(depth)?;
         let path = parent.field(key);
         match self.drift {

@@ -180,8 +180,8 @@ fn date_misfit(why: time::TimeFault) -> Misfit {
 /// Standard base64; padding may be left out, but bits that would be lost must be zero.
 fn base64(text: &[u8]) -> Option<Vec<u8>> {
     let body = match text {
-        [body @ .., b'=', b'='] if text.len() % 4 == 0 => body,
-        [body @ .., b'='] if text.len() % 4 == 0 => body,
+        [body @ .., b'=', b'='] if text.len().is_multiple_of(4) => body,
+        [body @ .., b'='] if text.len().is_multiple_of(4) => body,
         _ => text,
     };
     let mut out = Vec::with_capacity(body.len() / 4 * 3 + 2);

@@ -226,10 +226,10 @@ fn tombstones_are_set_aside_or_become_rows() {
     let mut spec = spec(columns);
     spec.event_time = Some("at".into());
     let batch = records(5, &[None, Some(b"{\"id\":\"x\"}"), None]);
-    assert_eq!(rules(&decode_records(&spec, &[batch.clone()])), [(5, "tombstone"), (7, "tombstone")]);
+    assert_eq!(rules(&decode_records(&spec, std::slice::from_ref(&batch))), [(5, "tombstone"), (7, "tombstone")]);
 
     spec.tombstones = Tombstones::Row { key: "id".into() };
-    let decoded = decode_records(&spec, &[batch.clone()]);
+    let decoded = decode_records(&spec, std::slice::from_ref(&batch));
     assert_eq!(
         shown(&spec, &decoded),
         [
@@ -243,7 +243,7 @@ fn tombstones_are_set_aside_or_become_rows() {
     assert_eq!(flags.iter().collect::<Vec<_>>(), [Some(true), Some(false), Some(true)]);
 
     spec.columns[1].nullable = false;
-    assert_eq!(rules(&decode_records(&spec, &[batch.clone()]))[0], (5, "missing_required"));
+    assert_eq!(rules(&decode_records(&spec, std::slice::from_ref(&batch)))[0], (5, "missing_required"));
     spec.columns[1].nullable = true;
     spec.tombstones = Tombstones::Row { key: "amount".into() };
     spec.columns[0].nullable = true;
