@@ -222,7 +222,8 @@ fn silver_line(order: &Order, cities: &HashMap<String, String>) -> String {
 }
 
 fn gold_lines(live: &[Order]) -> Vec<String> {
-    let mut groups: HashMap<(i64, Option<&String>), (u64, Option<i128>)> = HashMap::new();
+    type Group<'a> = (i64, Option<&'a String>);
+    let mut groups: HashMap<Group<'_>, (u64, Option<i128>)> = HashMap::new();
     for order in live {
         if order.status.as_ref().is_none_or(|status| status.eq_ignore_ascii_case("cancelled")) {
             continue;
