@@ -1,6 +1,8 @@
 //! A folder per test and the real binary in it. Whatever goes wrong is shown with the command, the folder's listing, the
 //! status and both streams, so that a failure in CI can be understood without running it again.
 
+#![allow(clippy::disallowed_methods, reason = "a test's own files need no durability")]
+
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -72,10 +74,9 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        if std::thread::panicking() || std::env::var_os("TIDEGATE_KEEP").is_some() {
-            if let Some(dir) = self.dir.take() {
-                eprintln!("kept {}", dir.keep().display());
-            }
+        let wanted = std::thread::panicking() || std::env::var_os("TIDEGATE_KEEP").is_some();
+        if let Some(dir) = self.dir.take().filter(|_| wanted) {
+            eprintln!("kept {}", dir.keep().display());
         }
     }
 }
