@@ -11,7 +11,7 @@ BIN = $(shell cargo metadata --format-version 1 --no-deps --offline | sed 's/.*"
 
 .PHONY: help
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
 
 .PHONY: build
 build: ## Build the binary (release)
@@ -28,7 +28,7 @@ demo-clean: ## Forget the demo's tables and checkpoint
 
 .PHONY: test
 test: ## Run every test, the ones against a real Kafka included where it can be started
-	@rm -f $${CARGO_TARGET_DIR:-target}/kafka-tests.log
+	@tests/kafka/summary.sh --reset
 	cargo test $(CARGO_FLAGS)
 	@tests/kafka/summary.sh
 
@@ -40,3 +40,19 @@ lint: ## Formatting and lints
 .PHONY: fmt
 fmt: ## Format the code
 	cargo fmt
+
+.PHONY: kafka-up kafka-down
+kafka-up: ## Start a real Kafka on localhost:9092 (Docker, else Java 17 and Maven)
+	@tests/kafka/kafka.sh up
+kafka-down: ## Stop it; its data is kept
+	@tests/kafka/kafka.sh down
+
+.PHONY: e2e-full bench memory cross-check
+e2e-full: ## The end-to-end tests at full size: 1,000,000 orders, 30 kills
+	TIDEGATE_REQUIRE_KAFKA=1 TIDEGATE_E2E_ROWS=1000000 TIDEGATE_KILLS=30 cargo test $(CARGO_FLAGS) --test it e2e:: -- --nocapture --test-threads=1
+bench: ## Rows/s to bronze and through all layers, beside only consuming the same topic
+	@tests/bench.sh $(BENCH_ROWS)
+memory: ## Peak memory while a backlog of 5,000,000 rows is drained
+	@tests/memory.sh
+cross-check: ## Python deltalake and Spark read the tables of LAKE (default: the demo's) and must agree
+	@tests/cross_check/run.sh $(or $(LAKE),$(DEMO)/lake)
