@@ -6,7 +6,7 @@ use clap::Parser;
 
 // Batches allocate and free hundreds of megabytes; this allocator gives them back.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     tidegate::app::main(tidegate::cli::Cli::parse())

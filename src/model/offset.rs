@@ -208,7 +208,8 @@ impl OffsetRanges {
     }
 
     /// Cuts the ranges to about `max_rows` offsets, each partition in proportion to its backlog, at least one offset
-    /// for each partition that has any (Spark's `maxOffsetsPerTrigger` rule, `KafkaMicroBatchStream.rateLimit`).
+    /// for each partition that has any (Spark's `maxOffsetsPerTrigger` rule, `KafkaMicroBatchStream.rateLimit`). What
+    /// rounding down left over is handed out too, or a backlog of ten batches would take eleven.
     pub fn prorate(&self, max_rows: u64) -> OffsetRanges {
         let total = self.len();
         if total <= 0 || total as u64 <= max_rows {
@@ -220,7 +221,14 @@ impl OffsetRanges {
             let rows = if rows < 1.0 { rows.ceil() } else { rows.floor() } as i64;
             (partition.clone(), Range { from: range.from, until: (range.from + rows).min(range.until) })
         });
-        OffsetRanges(cut.collect())
+        let mut cut = OffsetRanges(cut.collect());
+        let mut left = (max_rows as i64 - cut.len()).max(0);
+        for (partition, range) in &mut cut.0 {
+            let room = self.0.get(partition).map_or(0, |whole| whole.until - range.until).min(left);
+            range.until += room;
+            left -= room;
+        }
+        cut
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
 
-use crate::config::spec::{DeadLetterSpec, From, PipelineSpec};
+use crate::config::spec::{DeadLetterSpec, From, PipelineSpec, TableSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::batch::BatchPlan;
 use crate::transform::{BatchContext, DeadLetter, Inputs, Shaped, Transform, dead_letter};
@@ -116,8 +116,18 @@ impl Shaping {
     }
 
     /// The rows to write to `table`.
-    pub fn rows_of(&self, table: &str) -> Rows {
-        self.shaped.get(table).cloned().unwrap_or_default()
+    pub fn rows_of(&self, table: &str) -> Vec<RecordBatch> {
+        self.shaped.get(table).map(|rows| rows.as_ref().clone()).unwrap_or_default()
+    }
+
+    /// Lets go of rows that nothing needs any more: those of `table` once it is applied, and those of the sources, unless
+    /// a table that is still to be shaped reads them. Rows are the bulk of a run's memory.
+    pub fn release(&mut self, applied: &str, still_to_shape: &[&TableSpec]) {
+        let needed = |from: From| still_to_shape.iter().any(|table| table.from == from);
+        if !needed(From::Table(applied.to_string())) {
+            self.shaped.remove(applied);
+        }
+        self.decoded.retain(|source, _| needed(From::Source(source.clone())));
     }
 
     /// Takes all dead-letter rows.

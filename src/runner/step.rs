@@ -226,7 +226,9 @@ impl Runner {
             if late.contains(&table.name) {
                 self.shape_deferred(&table, groups.as_ref(), shaping, lookups).await?;
             }
-            let rows = shaping.rows_of(&table.name).as_ref().clone();
+            let rows = shaping.rows_of(&table.name);
+            let later = &self.parts.spec.tables[index + 1..];
+            shaping.release(&table.name, &later.iter().filter(|table| late.contains(&table.name)).collect::<Vec<_>>());
             let change = match groups {
                 Some(groups) => Change::Groups { groups, rows },
                 None => Change::Rows(rows),

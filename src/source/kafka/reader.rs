@@ -28,8 +28,9 @@ use crate::model::offset::{Offset, OffsetRanges, Offsets, Partition, Range};
 use crate::source::loss::Loss;
 use crate::source::rows::{Headers, Rows};
 
-/// Memory of librdkafka's queues over all partitions.
-const QUEUE_KB: usize = 65_536;
+/// Payload in librdkafka's queues over all partitions: enough to fetch on while a batch is worked on. Small records cost
+/// about as much again in bookkeeping.
+const QUEUE_KB: usize = 24_576;
 
 /// Records taken from one partition before the next has its turn.
 const TURN: usize = 2_000;
