@@ -181,16 +181,16 @@ pub fn explain(err: &object_store::Error, what: &str, at: &str) -> Error {
     error.caused_by(text)
 }
 
-/// The operating system's verdict at the bottom of an error, if there is one.
-fn io_cause(err: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKind> {
-    let mut next = Some(err);
-    while let Some(cause) = next {
-        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
-            return Some(io.kind());
-        }
-        next = cause.source();
+/// The operating system's verdict at the bottom of an error, if there is one. Libraries wrap one I/O error in another,
+/// whose kind is `Other` and whose source skips the one inside.
+pub fn io_cause(err: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKind> {
+    if let Some(io) = err.downcast_ref::<std::io::Error>() {
+        return match io.get_ref() {
+            Some(inner) => io_cause(inner).or(Some(io.kind())),
+            None => Some(io.kind()),
+        };
     }
-    None
+    err.source().and_then(io_cause)
 }
 
 #[cfg(test)]
@@ -270,11 +270,23 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_called_a_full_disk() {
-        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
-        let err = object_store::Error::Generic { store: "local", source: Box::new(full) };
-        let told = explain(&err, "write the plan", "/x");
-        assert_eq!(told.kind(), ErrorKind::Unavailable);
-        assert!(told.message().contains("disk full"), "{told}");
+    fn a_full_disk_is_called_a_full_disk_however_deep_it_is_wrapped() {
+        let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+        for full in [full(), std::io::Error::other(full()), std::io::Error::other(std::io::Error::other(full()))] {
+            let err = object_store::Error::Generic { store: "local", source: Box::new(full) };
+            let told = explain(&err, "write the plan", "/x");
+            assert_eq!(told.kind(), ErrorKind::Unavailable);
+            assert!(told.message().contains("disk full"), "{told}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_cannot_be_made_is_an_error_and_not_a_loop() {
+        let temp = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/nonexistent/volume", temp.path().join("lake")).unwrap();
+        for folder in [temp.path().join("lake"), temp.path().join("lake/deep/er"), "/proc/lake/x".into()] {
+            let storage = open(folder.to_str().unwrap()).unwrap();
+            assert!(storage.store.put(&Path::from("x/y.json"), "1".into()).await.is_err(), "{}", folder.display());
+        }
     }
 }

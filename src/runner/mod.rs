@@ -334,7 +334,11 @@ pub fn meaning(spec: &PipelineSpec) -> BTreeMap<String, String> {
                 let delete = delete_when.as_ref().map(|d| format!(" delete_when={d}")).unwrap_or_default();
                 format!("upsert key={} order_by={}{delete}", key.join(","), order_by.join(","))
             }
-            WriteSpec::Refresh { by } => format!("refresh by={}", by.join(",")),
+            // Groups that no batch touches keep what the old query made of them: another query is another table.
+            WriteSpec::Refresh { by } => {
+                let sql: Vec<&str> = table.sql.iter().flat_map(|sql| sql.split_whitespace()).collect();
+                format!("refresh by={} sql={}", by.join(","), sql.join(" "))
+            }
         };
         (table.name.clone(), format!("from {from}: {write}"))
     };

@@ -222,7 +222,11 @@ impl Runner {
             let groups = match (&table.write, &table.from) {
                 (WriteSpec::Refresh { by }, From::Table(upstream)) => {
                     let txn = self.txn(upstream, plan)?;
-                    Some(self.table(upstream)?.touched(by, &txn).await?)
+                    let known = self.position.as_ref().and_then(|position| position.applied.get(&table.name));
+                    let is_new = known.is_none_or(|fact| fact.applied.is_none());
+                    let upstream = self.table(upstream)?;
+                    // A table that joins later starts whole, not with the groups that happen to be touched next.
+                    Some(if is_new { upstream.groups(by).await? } else { upstream.touched(by, &txn).await? })
                 }
                 _ => None,
             };

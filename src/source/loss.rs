@@ -64,11 +64,10 @@ impl Loss {
         let error = Error::new(ErrorKind::OffsetsLost, self.message())
             .help("nothing was read or written, and the checkpoint has not moved");
         match self {
-            Loss::Expired { .. } => error
-                .help("if bronze holds these records, `tidegate backfill` re-derives the other tables from it")
-                .help(
-                    "to go on without them: set `on_data_loss: skip` in the source; the next batch starts at the earliest",
-                ),
+            Loss::Expired { .. } => error.help(
+                "to go on without them: set `on_data_loss: skip` in the source; the next batch starts at the earliest, \
+                 and its plan keeps what was skipped",
+            ),
             Loss::Shrunk { .. } => error
                 .help("if the new records are other data, give the pipeline a new name or a new checkpoint folder")
                 .help("to read what is there now from its earliest record: set `on_data_loss: skip` in the source"),

@@ -241,10 +241,14 @@ fn create_folders(path: &OsPath) -> Result<()> {
     match std::fs::create_dir(path) {
         Ok(()) => sync_folder_of(path),
         Err(cause) => match (cause.kind(), path.parent()) {
-            (ErrorKind::AlreadyExists, _) => Ok(()),
-            (ErrorKind::NotFound, Some(parent)) => {
+            (ErrorKind::AlreadyExists, _) if path.is_dir() => Ok(()),
+            // Once per level: a parent that exists and still has no room for a child (a link to nowhere, /proc) never will.
+            (ErrorKind::NotFound, Some(parent)) if !parent.is_dir() => {
                 create_folders(parent)?;
-                create_folders(path)
+                match std::fs::create_dir(path) {
+                    Err(cause) if cause.kind() != ErrorKind::AlreadyExists || !path.is_dir() => Err(generic(cause)),
+                    _ => sync_folder_of(path),
+                }
             }
             _ => Err(generic(cause)),
         },

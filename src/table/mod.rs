@@ -125,6 +125,9 @@ pub trait Table: Send {
     /// the last applied batch only.
     async fn touched(&mut self, by: &[String], txn: &Txn) -> Result<RecordBatch>;
 
+    /// The distinct values of the columns `by` over all rows: what a refresh table that is new computes.
+    async fn groups(&mut self, by: &[String]) -> Result<RecordBatch>;
+
     /// The table's rows after the last apply or observe, only `columns`; with `groups`, only rows whose values of the
     /// columns of `groups` are among its rows (null matches null). An absent table has no rows.
     async fn read(&mut self, columns: &[String], groups: Option<&RecordBatch>) -> Result<Vec<RecordBatch>>;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{FieldRef, Schema, SchemaRef};
 
 use super::compile::{CompiledPipeline, CompiledTable};
 use super::engine::{self, Job, NamedRows};
@@ -41,6 +41,10 @@ impl Transform for CompiledPipeline {
 
 impl CompiledTable {
     fn shape(&self, inputs: &Inputs, context: &BatchContext, dead_letters: bool) -> Result<Shaped> {
+        if self.passes_through() {
+            let rows = live(&inputs.batch)?.iter().map(|batch| widen(batch, &self.output)).collect::<Result<_>>()?;
+            return Ok(Shaped { rows, ..Shaped::default() });
+        }
         let rows = match &self.query {
             None => conform(&live(&inputs.batch)?, &self.computed)?,
             Some(query) => {
@@ -80,6 +84,11 @@ impl CompiledTable {
         Ok(shaped)
     }
 
+    /// Neither a query nor a rule stands between the upstream's rows and the table.
+    fn passes_through(&self) -> bool {
+        self.query.is_none() && self.checks.is_none() && self.expectations().is_empty() && self.key().is_empty()
+    }
+
     fn gather(&self, inputs: &Inputs) -> Result<Vec<NamedRows>> {
         let mut gathered = Vec::with_capacity(self.inputs.len());
         for input in &self.inputs {
@@ -93,6 +102,21 @@ impl CompiledTable {
         }
         Ok(gathered)
     }
+}
+
+/// The columns of `schema`, then whatever else the rows have: `schema_drift: evolve` adds columns as they come.
+fn widen(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
+    let known = conform(std::slice::from_ref(batch), schema)?;
+    let Some(known) = known.into_iter().next() else { return Ok(batch.clone()) };
+    let mut fields: Vec<FieldRef> = known.schema().fields().iter().cloned().collect();
+    let mut columns = known.columns().to_vec();
+    for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
+        if schema.field_with_name(field.name()).is_err() && field.name() != DELETE_FLAG {
+            fields.push(field.clone());
+            columns.push(column.clone());
+        }
+    }
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).context(ErrorKind::Failed, "keeping new columns")
 }
 
 /// The rows that exist: an upstream upsert's deletes are not rows of the batch.

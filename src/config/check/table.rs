@@ -111,6 +111,8 @@ impl Checker<'_> {
         self.relations(name, &reads, names);
         let write = self.write(name, raw, from.as_ref());
         self.aggregation(name, raw, &reads, names);
+        self.repetition(name, raw, &reads);
+        self.lost_deletes(name, raw, names);
         let expect = self.expectations(name, raw);
         let partition_by = self.names_list(&["tables", name, "partition_by"], raw.partition_by.as_ref());
         if let WriteSpec::Upsert { key, order_by, drop, .. } = &write {
@@ -232,6 +234,33 @@ impl Checker<'_> {
         let help =
             "with `write: {refresh: {by: …}}` every group that the batch touched is computed again from the table";
         self.problems.push(problem.help(help));
+    }
+
+    /// A table that adds what it reads must read what is new.
+    fn repetition(&mut self, name: &str, raw: &RawTable, reads: &Reads) {
+        let is_refresh = matches!(&raw.write, Some(RawWrite::Refresh(_)));
+        if is_refresh || reads.reads("batch") {
+            return;
+        }
+        let whole = reads.relations.iter().find(|relation| relation.name == raw.from);
+        let Some(relation) = whole else { return };
+        let (line, column, length) = (relation.line, relation.column, relation.length);
+        let span = self.document.sql_position(name, SqlField::Sql, line, column, length);
+        let message = format!("every batch would write all rows of `{}` to `{name}` again", raw.from);
+        let problem = Problem::at(span, message).label("read `FROM batch`");
+        self.problems
+            .push(problem.help("`batch` is the rows of this micro-batch; whole tables are for `write: refresh`"));
+    }
+
+    /// The rows of a batch are those that exist: deletes of an upsert table do not travel on.
+    fn lost_deletes(&mut self, name: &str, raw: &RawTable, names: &Names<'_>) {
+        let upstream = names.raw.tables.get(&raw.from).and_then(|table| table.write.as_ref());
+        let deletes = matches!(upstream, Some(RawWrite::Upsert(upsert)) if upsert.delete_when.is_some());
+        if deletes && matches!(&raw.write, Some(RawWrite::Upsert(_))) {
+            let message = format!("deletes of `{}` would never reach `{name}`", raw.from);
+            let help = "feed it from the table before, with a `delete_when` of its own; or use `write: refresh`";
+            self.refuse(&["tables", name, "from"], message, "has `delete_when`", Some(help.into()));
+        }
     }
 
     fn expectations(&mut self, name: &str, raw: &RawTable) -> Vec<Expectation> {

@@ -55,17 +55,40 @@ fn count(batches: &[RecordBatch]) -> usize {
 fn a_hole_at_the_end_of_a_range_does_not_hang_and_what_follows_is_read() {
     let patience = Duration::from_secs(5);
     let (read, spec) = cluster(10);
-    let (_asked, asked_spec) = cluster(30);
+    let (asked, asked_spec) = cluster(13);
     let admin = Admin::new(&asked_spec, patience).expect("admin");
     let mut reader = Reader::new(&spec, &ranges(0, 13), patience).expect("reader");
     let started = Instant::now();
     let (done, batches) = reader.read(&admin, &ranges(0, 13), u64::MAX).expect("complete");
     assert_eq!((done, count(&batches)), (ranges(0, 13), 20));
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    produce(&asked, 7);
     produce(&read, 10);
     assert!(reader.continues(&ranges(13, 20)));
     let (done, batches) = reader.read(&admin, &ranges(13, 20), u64::MAX).expect("goes on");
     assert_eq!((done, count(&batches)), (ranges(13, 20), 14), "offsets 10 to 12 were holes when they were read");
+}
+
+#[test]
+fn an_end_that_was_announced_in_one_read_ends_a_range_of_the_next() {
+    let patience = Duration::from_secs(5);
+    let (_read, spec) = cluster(10);
+    let (_asked, asked_spec) = cluster(13);
+    let admin = Admin::new(&asked_spec, patience).expect("admin");
+    let mut reader = Reader::new(&spec, &ranges(0, 10), patience).expect("reader");
+    // One record at a time: somewhere on the way the end is announced, long before the range that needs it.
+    let mut at = ranges(0, 10);
+    for _ in 0..40 {
+        let (done, _) = reader.read(&admin, &at, 1).expect("reads");
+        at = OffsetRanges(
+            done.0.into_iter().map(|(partition, range)| (partition, Range { from: range.until, until: 10 })).collect(),
+        );
+    }
+    assert!(at.is_empty(), "{at:?}");
+    for until in 11..=13 {
+        let (done, batches) = reader.read(&admin, &ranges(until - 1, until), u64::MAX).expect("no hang");
+        assert_eq!((done, count(&batches)), (ranges(until - 1, until), 0));
+    }
 }
 
 #[test]

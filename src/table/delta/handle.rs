@@ -258,15 +258,14 @@ pub(super) fn is_conflict(err: &DeltaTableError) -> bool {
 
 /// Says what an error below the table means to an operator.
 pub(super) fn explain(err: impl std::error::Error + Send + Sync + 'static, what: &str, at: &str) -> Error {
+    if let Some(kind) = storage::io_cause(&err) {
+        let source = Box::new(std::io::Error::from(kind));
+        return storage::explain(&object_store::Error::Generic { store: "local disk", source }, what, at);
+    }
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&err);
     while let Some(cause) = next {
         if let Some(store) = cause.downcast_ref::<object_store::Error>() {
             return storage::explain(store, what, at);
-        }
-        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
-            let source = Box::new(std::io::Error::from(io.kind()));
-            let store = object_store::Error::Generic { store: "local disk", source };
-            return storage::explain(&store, what, at);
         }
         next = cause.source();
     }

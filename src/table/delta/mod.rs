@@ -139,7 +139,7 @@ impl Table for DeltaLakeTable {
                 txn.batch, self.definition.name
             ))
             .with("at", self.handle.location())
-            .help("the log was cleaned up or the table was replaced; rebuild the tables downstream with `tidegate backfill`"));
+            .help("the log was cleaned up or the table was replaced; rename the refresh tables downstream: a new one is computed whole"));
         };
         let files: Vec<DataFile> = actions
             .iter()
@@ -154,6 +154,19 @@ impl Table for DeltaLakeTable {
             for batch in self.reader().read(vec![file], columns.clone(), None).await? {
                 set.add(&batch)?;
             }
+        }
+        set.rows()
+    }
+
+    async fn groups(&mut self, by: &[String]) -> Result<RecordBatch> {
+        let rows = self.read(by, None).await?;
+        let schema = match self.handle.state() {
+            Some(state) => arrow_schema(state),
+            None => self.definition.schema.clone(),
+        };
+        let mut set = Distinct::new(&schema, by)?;
+        for batch in &rows {
+            set.add(batch)?;
         }
         set.rows()
     }
