@@ -4,6 +4,8 @@
 // Tests break files on purpose, and a panic is how they fail.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
+mod traps;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -227,6 +229,13 @@ async fn the_newest_row_of_each_key_remains_however_the_rows_are_cut() {
             let change = Change::Rows(vec![batch(&rows[cut[0]..cut[1]])]);
             let receipt = table.apply(change, &txn(number as i64)).await.unwrap();
             assert!(!receipt.already_applied);
+            let kept = receipt.inserted + receipt.updated + receipt.deleted;
+            let given = (cut[1] - cut[0]) as u64;
+            assert_eq!(
+                kept + receipt.superseded + receipt.remembered,
+                given,
+                "every row is accounted for: {receipt:?}"
+            );
             receipts = (receipts.0 + receipt.inserted, receipts.1 + receipt.updated, receipts.2 + receipt.deleted);
         }
         assert_eq!(contents(&mut table).await, expected, "{pieces} pieces");

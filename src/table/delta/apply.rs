@@ -236,6 +236,7 @@ impl DeltaLakeTable {
             }
             (WriteMode::Refresh { by }, Change::Groups { groups, rows }) => {
                 let rows = self.conform_all(rows, schema)?;
+                super::refresh::check_inside(&rows, groups, schema, &self.definition.name)?;
                 let work = super::refresh::find_groups(&self.reader(), self.handle.files()?, schema, groups).await?;
                 let deleted = work.iter().map(|rewrite| rewrite.gone.len() as u64).sum();
                 let inserted = count(&rows);
@@ -304,7 +305,8 @@ impl DeltaLakeTable {
             if !alive[number] || beaten[number] {
                 receipt.superseded += 1;
             } else if winners.deletes[number] {
-                receipt.deleted += u64::from(replaced[number]);
+                let counter = if replaced[number] { &mut receipt.deleted } else { &mut receipt.remembered };
+                *counter += 1;
             } else {
                 written.push(number as u32);
                 let counter = if replaced[number] { &mut receipt.updated } else { &mut receipt.inserted };
