@@ -48,7 +48,7 @@ pub fn open(lake: &Storage, definition: TableDefinition) -> Result<Box<dyn Table
     let handle = Handle::new(lake.join(&definition.name.replace('.', "/"))?);
     let memory = match &definition.write {
         // Also without `delete_when`: deletes remembered from before it was taken out still count.
-        WriteMode::Upsert { .. } => Some(deletes::Memory::open(lake, &definition.name)?),
+        WriteMode::Upsert { .. } => Some(deletes::Memory::open(lake, &definition)?),
         _ => None,
     };
     Ok(Box::new(DeltaLakeTable { definition, handle, memory, known: HashMap::new(), touched: None }))

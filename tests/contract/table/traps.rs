@@ -66,3 +66,23 @@ async fn every_row_of_an_upsert_is_accounted_for() {
     let receipt = table.apply(Change::Rows(vec![batch(&rows)]), &txn(1)).await.unwrap();
     assert_eq!((receipt.inserted, receipt.superseded, receipt.remembered, receipt.deleted), (0, 1, 0, 1));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deletes_that_another_checkpoint_remembers_are_refused() {
+    let lake = Lake::new();
+    let mut table = lake.open(definition(upsert()));
+    let rows = [row("a", 1, 0, 1), delete("b", 9, 1)];
+    table.apply(Change::Rows(vec![batch(&rows)]), &txn(0)).await.unwrap();
+    // The table and the checkpoint are dropped; what was remembered beside the table is overlooked.
+    std::fs::remove_dir_all(lake.path()).unwrap();
+    let anew = Maker { pipeline_id: "p-2".into(), ..maker() };
+    let mut table = lake.open(TableDefinition { maker: anew, ..definition(upsert()) });
+    let txn = Txn { app_id: "tidegate:p-2:silver.orders".into(), ..txn(0) };
+    let error = table.apply(Change::Rows(vec![batch(&[row("b", 3, 0, 1)])]), &txn).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.message().contains("belongs to another checkpoint"), "{error}");
+    assert!(error.report().contains("_tidegate/deletes/silver/orders"), "{}", error.report());
+    std::fs::remove_dir_all(lake.folder.path().join("_tidegate/deletes/silver/orders")).unwrap();
+    table.apply(Change::Rows(vec![batch(&[row("b", 3, 0, 1)])]), &txn).await.unwrap();
+    assert_eq!(lake.count().await, 1);
+}
