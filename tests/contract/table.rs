@@ -141,6 +141,13 @@ impl Lake {
         context.sql(query).await.unwrap().collect().await.unwrap()
     }
 
+    /// What somebody does by hand.
+    async fn restore(&self, version: i64) {
+        let url = url::Url::from_directory_path(self.path()).unwrap();
+        let table = deltalake::open_table(url).await.unwrap();
+        table.restore().with_version_to_restore(version as u64).await.unwrap();
+    }
+
     async fn count(&self) -> i64 {
         let rows = self.sql("SELECT count(*) AS n FROM t").await;
         rows[0].column(0).as_primitive::<Int64Type>().value(0)

@@ -57,6 +57,10 @@ impl DeltaLakeTable {
             self.reload().await?;
         } else if self.handle.refresh().await? {
             self.known.clear();
+            // Nobody else commits while a run works, but for maintenance: the one time to look for a restore.
+            if known.flatten().is_some() && super::restored::went_back(&self.handle, &txn.app_id).await? {
+                return Err(self.restored());
+            }
         }
         let mut last = None;
         for attempt in 0..ATTEMPTS {
@@ -161,6 +165,14 @@ impl DeltaLakeTable {
             .with("this run's batch", txn.batch)
             .with("at", self.handle.location())
             .help("this run changed nothing and must stop: two runs of one pipeline cannot work at the same time")
+    }
+
+    fn restored(&self) -> Error {
+        let text = format!("table {} was restored to an older version while this run worked", self.definition.name);
+        Error::config(text)
+            .with("at", self.handle.location())
+            .with("version", self.handle.version().unwrap_or_default())
+            .help("nothing was written to it; undo the restore (RESTORE TABLE to the version before it) and run again")
     }
 
     async fn attempt(&mut self, change: &Change, txn: &Txn) -> Result<(Receipt, Vec<Distinct>), Failure> {

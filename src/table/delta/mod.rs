@@ -15,6 +15,7 @@ mod deletes;
 mod files;
 mod handle;
 mod refresh;
+mod restored;
 mod rows;
 mod scan;
 mod schema;
@@ -108,7 +109,8 @@ impl Table for DeltaLakeTable {
         let made_by = made_by(state);
         let applied = self.handle.applied(app_id).await?;
         self.known.insert(app_id.to_owned(), applied);
-        Ok(TableState { version: self.handle.version(), applied, made_by })
+        let restored = applied.is_some() && restored::went_back(&self.handle, app_id).await?;
+        Ok(TableState { version: self.handle.version(), applied, made_by, restored })
     }
 
     async fn apply(&mut self, change: Change, txn: &Txn) -> Result<Receipt> {

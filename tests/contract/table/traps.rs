@@ -86,3 +86,27 @@ async fn deletes_that_another_checkpoint_remembers_are_refused() {
     table.apply(Change::Rows(vec![batch(&[row("b", 3, 0, 1)])]), &txn).await.unwrap();
     assert_eq!(lake.count().await, 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_is_noticed_and_its_undoing_too() {
+    let lake = Lake::new();
+    let mut table = lake.open(definition(upsert()));
+    for number in 0..3 {
+        table.apply(Change::Rows(vec![batch(&[row("a", number, number, number)])]), &txn(number)).await.unwrap();
+    }
+    let app_id = txn(0).app_id;
+    let before = table.observe(&app_id).await.unwrap();
+    assert!(!before.restored);
+    lake.restore(before.version.unwrap() - 1).await;
+    let after = lake.open(definition(upsert())).observe(&app_id).await.unwrap();
+    assert_eq!((after.applied, after.restored), (Some(2), true), "the batch number alone does not tell");
+    // A run in the middle of its work sees it at its next batch.
+    let error = table.apply(Change::Rows(vec![batch(&[row("a", 9, 9, 9)])]), &txn(3)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert!(error.message().contains("was restored"), "{error}");
+    lake.restore(before.version.unwrap()).await;
+    assert!(!table.observe(&app_id).await.unwrap().restored);
+    table.apply(Change::Rows(vec![batch(&[row("a", 9, 9, 9)])]), &txn(3)).await.unwrap();
+    assert_eq!(contents(&mut table).await["a"], (9, 9));
+    assert!(!table.observe(&app_id).await.unwrap().restored);
+}
