@@ -111,7 +111,7 @@ pub fn apply(rules: &Rules<'_>, batch: &RecordBatch, shaped: &mut Shaped) -> Res
                 .with("row", show(rules, batch, row))
                 .help(unwritten(rules))
                 .help(format!(
-                    "set such rows aside in the upstream table with an expectation: `check: {name} <> ''`"
+                    "set such rows aside in the upstream table with an expectation: `check: {name} IS NULL OR {name} <> ''`"
                 )));
             }
             keep[row] = false;

@@ -30,10 +30,11 @@ pub(super) fn check_inside(rows: &[RecordBatch], groups: &RecordBatch, schema: &
     }
     let Some(first) = first else { return Ok(()) };
     let by: Vec<&str> = semi.encoder().names().map(String::as_str).collect();
-    let text = format!("{outside} rows computed for table {table} belong to no group that the batch touched");
+    let text = format!(
+        "{outside} rows computed for table {table}, such as {first}, belong to no group that the batch touched"
+    );
     Err(Error::new(ErrorKind::Data, text)
         .with("table", table)
-        .with("first row", first)
         .with("groups touched", groups.num_rows())
         .help("nothing was written to this table; tables upstream of it may already carry this batch")
         .help(format!(
