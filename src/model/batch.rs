@@ -52,6 +52,9 @@ pub struct BatchPlan {
     pub pinned: BTreeMap<String, i64>,
     /// What gives each table's stored rows their meaning (how they are written, by which keys), by table name.
     pub meaning: BTreeMap<String, String>,
+    /// Hash of everything else that turns rows into tables (schemas, SQL, expectations): a batch that is in some
+    /// tables already must reach the others by the same rules.
+    pub recipe: String,
     /// Who planned it.
     pub owner: Owner,
 }

@@ -28,6 +28,8 @@ pub struct Facts {
     pub pipeline_id: String,
     /// What gives each table of the configuration its meaning, by table name.
     pub meaning: BTreeMap<String, String>,
+    /// Hash of everything else that turns rows into tables, of the configuration.
+    pub recipe: String,
     /// Newest plan in the log.
     pub plan: Option<BatchPlan>,
     /// Newest commit record in the log.
@@ -113,6 +115,13 @@ pub enum Inconsistency {
         /// Its version when the last batch was committed.
         was: i64,
     },
+    /// A batch is in some tables and not in others, and the configuration was changed in between.
+    ChangedMidway {
+        /// The batch.
+        batch: BatchId,
+        /// A table that has it.
+        table: String,
+    },
     /// The configuration gives stored rows another meaning than they had when they were written.
     MeaningChanged {
         /// The table.
@@ -153,6 +162,7 @@ fn inspect(facts: &Facts) -> Result<Decision, Inconsistency> {
     for (table, fact) in &facts.tables {
         check_table(facts, table, fact, planned, done)?;
     }
+    check_recipe(facts, &decision)?;
     Ok(decision)
 }
 
@@ -165,6 +175,19 @@ fn check_meaning(facts: &Facts) -> Result<(), Inconsistency> {
         }
     }
     Ok(())
+}
+
+/// A batch that no table has yet may be done by new rules; one that was half applied may not, or a row could be set aside
+/// by the old rules in one table and be taken by the new ones in none.
+fn check_recipe(facts: &Facts, decision: &Decision) -> Result<(), Inconsistency> {
+    let Decision::Replay(plan) = decision else { return Ok(()) };
+    let has_it = facts.tables.iter().find(|(_, fact)| fact.applied == Some(plan.batch));
+    match has_it {
+        Some((table, _)) if plan.recipe != facts.recipe => {
+            Err(Inconsistency::ChangedMidway { batch: plan.batch, table: table.clone() })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_table(
@@ -268,6 +291,12 @@ impl fmt::Display for Inconsistency {
                     "table {table} was restored to an older version: it is at version {version}, the last batch left it at {was}"
                 )
             }
+            Inconsistency::ChangedMidway { batch, table } => {
+                write!(
+                    f,
+                    "the pipeline file was changed while batch {batch} was half done: {table} has it, other tables do not"
+                )
+            }
             Inconsistency::MeaningChanged { table, was, now } => {
                 write!(
                     f,
@@ -301,6 +330,7 @@ impl Inconsistency {
                 "is another runner using the same lake with another checkpoint folder?",
             ],
             Inconsistency::TableBehind { .. } | Inconsistency::TableRestored { .. } => &[
+                "was it left out of the pipeline file for a while? then give it a new name: it starts with the next batch",
                 "was the table restored to an older version? undo the restore (RESTORE TABLE … TO VERSION AS OF the version named above)",
                 "or give the pipeline a new `name` and a new `lake` to rebuild every table from the source",
             ],
@@ -308,6 +338,9 @@ impl Inconsistency {
                 "bring the table's folder back from a backup",
                 "or give the pipeline a new `name` and a new `lake` to rebuild every table from the source",
             ],
+            Inconsistency::ChangedMidway { .. } => {
+                &["put the file back as it was (git stash), run once to finish the batch, then change it"]
+            }
             Inconsistency::MeaningChanged { .. } => &[
                 "undo the change in the pipeline file",
                 "or write to a new table: rename it in the file, and it starts with the next batch",
@@ -334,6 +367,7 @@ mod tests {
             watermarks: BTreeMap::new(),
             pinned: BTreeMap::new(),
             meaning: BTreeMap::from([("silver".to_string(), "upsert key=id".to_string())]),
+            recipe: "recipe".into(),
             owner: Owner { run_id: "r".into(), host: "h".into(), pid: 1 },
         }
     }
@@ -362,6 +396,7 @@ mod tests {
             pipeline: "orders".into(),
             pipeline_id: "id".into(),
             meaning: BTreeMap::from([("silver".to_string(), "upsert key=id".to_string())]),
+            recipe: "recipe".into(),
             plan: planned.map(plan),
             commit: done.map(commit),
             tables: BTreeMap::from([("silver".to_string(), TableFact { version, applied, made_by, restored: false })]),
@@ -472,6 +507,19 @@ mod tests {
         assert_eq!(recover(&changed), Decision::Plan { batch: 4 });
         changed.meaning.insert("silver".into(), "upsert key=other".into());
         assert!(matches!(halts(&changed), Inconsistency::MeaningChanged { .. }));
+    }
+
+    #[test]
+    fn a_changed_rule_halts_only_a_batch_that_is_half_done() {
+        let mut changed = facts(Some(4), Some(3), Some(3));
+        changed.recipe = "another".into();
+        assert_eq!(recover(&changed), Decision::Replay(Box::new(plan(4))), "no table has it yet");
+        let mut half_done = facts(Some(4), Some(3), Some(4));
+        half_done.recipe = "another".into();
+        assert!(matches!(halts(&half_done), Inconsistency::ChangedMidway { batch: 4, .. }));
+        let mut done = facts(Some(3), Some(3), Some(3));
+        done.recipe = "another".into();
+        assert_eq!(recover(&done), Decision::Plan { batch: 4 });
     }
 
     #[test]

@@ -245,8 +245,21 @@ impl Runner {
         Ok(())
     }
 
-    /// The facts that recovery decides on.
+    /// The facts that recovery decides on. Another runner may be at work while they are gathered, and a log from before
+    /// its batch beside tables from after it would look like damage: if the log moved, everything is looked at again.
     pub async fn observe(&mut self) -> Result<Facts> {
+        let mut facts = self.look().await?;
+        for _ in 0..MAX_LOOKS {
+            let head = self.parts.log.head().await?;
+            if (&head.plan, &head.commit) == (&facts.plan, &facts.commit) {
+                break;
+            }
+            facts = self.look().await?;
+        }
+        Ok(facts)
+    }
+
+    async fn look(&mut self) -> Result<Facts> {
         let parts = &mut self.parts;
         let pipeline_id = parts.pipeline_id.clone();
         let tables = parts.tables.iter_mut().map(|table| {
@@ -265,6 +278,7 @@ impl Runner {
             pipeline: parts.spec.name.clone(),
             pipeline_id,
             meaning: meaning(&parts.spec),
+            recipe: recipe(&parts.spec),
             plan: head.plan,
             commit: head.commit,
             tables: tables.into_iter().collect(),
@@ -274,7 +288,8 @@ impl Runner {
     /// Where each source continues: after the last commit, or where a first run starts. A first position is recorded
     /// before it is used, so that `latest` means the same moment whatever crashes.
     async fn first_offsets(&mut self, last: Option<&CommitRecord>) -> Result<BTreeMap<String, Offsets>> {
-        let mut offsets = BTreeMap::new();
+        // A source that is not in the file now may come back: its position is kept.
+        let mut offsets = last.map(|record| record.offsets.clone()).unwrap_or_default();
         for (name, source) in &mut self.parts.sources {
             let known = last.and_then(|record| record.offsets.get(name).cloned());
             let position = match known {
@@ -325,6 +340,36 @@ pub fn meaning(spec: &PipelineSpec) -> BTreeMap<String, String> {
         (table.name.clone(), format!("from {from}: {write}"))
     };
     spec.tables.iter().map(describe).collect()
+}
+
+/// Hash of everything that turns the rows of a batch into tables. Written out by hand: how the types print must not
+/// decide whether a batch may be finished.
+fn recipe(spec: &PipelineSpec) -> String {
+    use sha2::{Digest, Sha256};
+    let mut hash = Sha256::new();
+    let mut add = |part: &str| {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part.as_bytes());
+    };
+    for (name, source) in &spec.sources {
+        add(name);
+        add(&format!("{:?} {:?} {:?}", source.format, source.schema_drift, source.tombstones));
+        for column in &source.columns {
+            add(&format!("{} {} {} {:?}", column.name, column.data_type, column.nullable, column.unit));
+        }
+    }
+    for table in &spec.tables {
+        add(&table.name);
+        add(table.sql.as_deref().unwrap_or_default());
+        add(&format!("{:?} {:?}", table.engine, table.write));
+        for rule in &table.expect {
+            add(&format!("{} {:?}", rule.name, rule.action));
+            add(&rule.check);
+        }
+    }
+    add(spec.dead_letters.as_ref().map_or("", |dead_letters| dead_letters.table.as_str()));
+    add(spec.timezone.name());
+    hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn halted(why: &recover::Inconsistency, log: &dyn CheckpointLog) -> Error {

@@ -8,7 +8,7 @@ use tracing::{debug, info_span};
 
 use super::event::{Event, Finished};
 use super::shaping::{Records, Rows, Shaping, deferred};
-use super::{KEEP_BATCHES, PRUNE_EVERY, Position, Runner, Stepped, app_id, meaning};
+use super::{KEEP_BATCHES, PRUNE_EVERY, Position, Runner, Stepped, app_id, meaning, recipe};
 use crate::checkpoint::Claim;
 use crate::config::spec::{From, OnDataLoss, SourceKind, TableSpec, WriteSpec};
 use crate::error::{Error, ErrorKind, Result};
@@ -100,14 +100,15 @@ impl Runner {
             watermarks: BTreeMap::new(),
             pinned,
             meaning: meaning(&self.parts.spec),
+            recipe: recipe(&self.parts.spec),
             owner: self.parts.owner.clone(),
         };
-        if let Claim::Taken(winner) = self.parts.log.plan(&plan).await? {
-            // Our own plan can be there already: a put whose reply was lost and that the store's client sent again.
-            if *winner != plan {
-                return Err(taken(&winner));
-            }
-        }
+        let plan = match self.parts.log.plan(&plan).await? {
+            Claim::Claimed => plan,
+            // Our own plan can be there already: a put whose reply was lost. What it says counts.
+            Claim::Taken(winner) if winner.owner.run_id == plan.owner.run_id => *winner,
+            Claim::Taken(winner) => return Err(taken(&winner)),
+        };
         phases.add("walCommit", planning);
         self.emit(Event::Planned(Box::new(plan.clone())));
         Ok(Some(plan))
@@ -155,6 +156,8 @@ impl Runner {
 
     /// Reads, shapes, applies and commits a planned batch.
     async fn finish(&mut self, plan: &BatchPlan, mut phases: Phases, started: Instant) -> Result<CommitRecord> {
+        // Before anything is written: a plan that does not continue the position goes no further.
+        let offsets = self.offsets_after(plan)?;
         let reading = Instant::now();
         let mut records = Records::new();
         for (name, ranges) in &plan.sources {
@@ -187,7 +190,7 @@ impl Runner {
             version: FORMAT_VERSION,
             batch: plan.batch,
             pipeline: plan.pipeline.clone(),
-            offsets: self.offsets_after(plan)?,
+            offsets,
             next_watermarks: plan.watermarks.clone(),
             tables: receipts,
             input_rows: shaping.input_rows,

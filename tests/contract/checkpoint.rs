@@ -29,6 +29,7 @@ fn plan(batch: BatchId, run_id: &str) -> BatchPlan {
         watermarks: BTreeMap::new(),
         pinned: BTreeMap::from([("stores".to_string(), 3)]),
         meaning: BTreeMap::new(),
+        recipe: "recipe".into(),
         owner: owner(run_id),
     }
 }

@@ -42,6 +42,10 @@ impl Ears {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    fn forgive(&self) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     fn refused(&self) -> Option<String> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -143,7 +147,11 @@ impl Admin {
             let slice = unit * (1 << tries);
             let due = Instant::now() + slice;
             let error = match question(&self.client, slice.max(Duration::from_millis(50))) {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    // Whatever was refused once (a broker that restarted, say) has been granted since.
+                    self.client.context().forgive();
+                    return Ok(answer);
+                }
                 Err(error) => error,
             };
             tries += 1;
@@ -243,6 +251,12 @@ impl Admin {
         })
     }
 
+    /// Whether there is such a partition.
+    pub fn exists(&self, partition: &Partition) -> Result<bool> {
+        let topics = self.topics(Some(&partition.topic))?;
+        Ok(topics.get(&partition.topic).is_some_and(|partitions| partitions.contains(&partition.partition)))
+    }
+
     /// The earliest readable offset of each partition.
     pub fn earliest(&self, partitions: &[Partition]) -> Result<Offsets> {
         self.offsets("where do the partitions start", partitions, Raw::Beginning)
@@ -255,8 +269,9 @@ impl Admin {
 
     /// The first offset of each partition with a timestamp at or after `ms`; the end where there is none.
     pub fn at(&self, partitions: &[Partition], ms: i64) -> Result<Offsets> {
-        let mut found = self.offsets("which offsets belong to the time", partitions, Raw::Offset(ms))?;
+        // The end first: a record that is appended between the two questions lies after it, and is read.
         let end = self.end(partitions)?;
+        let mut found = self.offsets("which offsets belong to the time", partitions, Raw::Offset(ms))?;
         for (partition, offset) in &mut found.0 {
             if *offset < 0 {
                 *offset = end.0.get(partition).copied().unwrap_or(0);

@@ -130,6 +130,19 @@ impl State {
         Ok(partitions)
     }
 
+    /// Asks about these partitions too, for a while: a plan may name a topic that the pipeline no longer selects.
+    fn include<'a>(&mut self, planned: impl Iterator<Item = &'a Partition>) -> Result<()> {
+        let mut partitions = self.partitions()?;
+        let unknown: Vec<Partition> = planned.filter(|partition| !partitions.contains(partition)).cloned().collect();
+        for partition in unknown {
+            if self.admin()?.exists(&partition)? {
+                partitions.push(partition);
+            }
+        }
+        self.partitions = Some((Instant::now(), partitions));
+        Ok(())
+    }
+
     fn ask(&mut self, question: impl FnOnce(&Admin, &[Partition]) -> Result<Offsets>) -> Result<Offsets> {
         let partitions = self.partitions()?;
         question(self.admin()?, &partitions)
@@ -166,6 +179,7 @@ impl State {
         // A replay: the plan is fixed, so all that can be wrong is that the records are gone.
         let mut wanted = ranges.clone();
         wanted.0.retain(|_, range| !range.is_empty());
+        self.include(wanted.0.keys())?;
         let end = self.ask(Admin::end)?;
         let from = self.check(&loss::starts(&wanted), &end)?;
         let tails = Offsets(wanted.0.iter().map(|(partition, range)| (partition.clone(), range.until)).collect());

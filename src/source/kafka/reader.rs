@@ -63,8 +63,9 @@ struct Place {
     position: Offset,
     /// A record that was received and did not fit into the batch: the first of the next one.
     held: Option<Held>,
-    /// Nothing visible lies between the position and here: the partition was seen to end at or after it. Kept over
-    /// reads, because the end of a partition is announced once only.
+    /// The end was announced, and no record came after that. It is announced once only, so this outlives a read.
+    is_at_end: bool,
+    /// Nothing visible lies between the position and here: the partition was seen to end at or after it.
     exhausted: Offset,
 }
 
@@ -132,7 +133,10 @@ impl Reader {
             list.add_partition_offset(topic, number, Raw::Offset(range.from)).map_err(failed)?;
             slots.insert(
                 partition.clone(),
-                Slot { queue, place: Place { position: range.from, held: None, exhausted: range.from } },
+                Slot {
+                    queue,
+                    place: Place { position: range.from, held: None, is_at_end: false, exhausted: range.from },
+                },
             );
         }
         client.assign(&list).map_err(failed)?;
@@ -154,7 +158,9 @@ impl Reader {
     ) -> Result<(OffsetRanges, Vec<RecordBatch>)> {
         let mut jobs: BTreeMap<Partition, Job> = BTreeMap::new();
         for (partition, &range) in ranges.0.iter().filter(|(_, range)| !range.is_empty()) {
-            jobs.insert(partition.clone(), Job { range, rows: Rows::new(partition.clone()), end: End::Unknown });
+            let is_at_end = self.slots.get(partition).is_some_and(|slot| slot.place.is_at_end);
+            let end = if is_at_end { End::Suspected(Instant::now()) } else { End::Unknown };
+            jobs.insert(partition.clone(), Job { range, rows: Rows::new(partition.clone()), end });
         }
         let mut budget = Budget { bytes_left: max_bytes.max(1), rows: 0, is_spent: false };
         self.take_held(&mut jobs, &mut budget)?;
@@ -236,6 +242,7 @@ impl Reader {
                     }
                     Some(Ok(message)) => {
                         progressed = true;
+                        place.is_at_end = false;
                         if let End::Suspected(_) = job.end {
                             job.end = End::Unknown;
                         }
@@ -243,6 +250,7 @@ impl Reader {
                     }
                     Some(Err(KafkaError::PartitionEOF(_))) => {
                         progressed = true;
+                        place.is_at_end = true;
                         match job.end {
                             // Behind the last visible record there is nothing up to the end of the range; what the
                             // queue brings next lies after it.
@@ -312,7 +320,7 @@ fn deliver(place: &mut Place, job: &mut Job, budget: &mut Budget, message: &Borr
         place.position = if is_beyond { job.range.until } else { offset };
         place.held = Some(Held {
             offset,
-            timestamp: message.timestamp().to_millis().map(|ms| ms * 1000),
+            timestamp: micros(message),
             key: key.map(<[u8]>::to_vec),
             value: value.map(<[u8]>::to_vec),
             headers: headers(message).map(|headers| {
@@ -321,10 +329,15 @@ fn deliver(place: &mut Place, job: &mut Job, budget: &mut Budget, message: &Borr
         });
         return Ok(());
     }
-    let timestamp = message.timestamp().to_millis().map(|ms| ms * 1000);
+    let timestamp = micros(message);
     job.rows.push(offset, timestamp, key, value, headers(message))?;
     place.position = offset + 1;
     Ok(())
+}
+
+/// A producer may write any number as its time; what does not fit microseconds is no time.
+fn micros(message: &BorrowedMessage<'_>) -> Option<i64> {
+    message.timestamp().to_millis().and_then(|ms| ms.checked_mul(1000))
 }
 
 /// The client library panics on a header name that is not UTF-8; one such record must not stop a pipeline.
