@@ -311,7 +311,7 @@ pub enum Action {
     Drop,
     /// Sent to the dead-letter table.
     Quarantine,
-    /// The batch stops before anything is written, exit 65.
+    /// The batch stops, exit 65: before anything is written, or, if the table reads whole tables, before it is.
     Fail,
 }
 

@@ -87,6 +87,9 @@ pub struct Receipt {
     /// Rows that lost against a newer one (in the batch, in the table, or a remembered delete).
     #[serde(default)]
     pub superseded: u64,
+    /// Deletes of keys that the table does not hold; remembered, so that a late row does not revive them.
+    #[serde(default)]
+    pub remembered: u64,
     /// Data files added.
     #[serde(default)]
     pub files_added: u64,

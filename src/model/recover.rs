@@ -15,6 +15,8 @@ pub struct TableFact {
     pub applied: Option<BatchId>,
     /// (pipeline, pipeline id) of whoever created it; `None` = not tidegate.
     pub made_by: Option<(String, String)>,
+    /// Somebody restored the table to a version before the one that carries `applied`.
+    pub restored: bool,
 }
 
 /// Everything that recovery may look at.
@@ -212,6 +214,12 @@ fn check_table(
         }
         (None, _) => check_unused_table(facts, table, fact, planned)?,
     }
+    if let (true, Some(version)) = (fact.restored, fact.version) {
+        // A pending batch has no receipt yet: then the restore follows the version that carries it.
+        let receipt = receipt.filter(|_| fact.applied == done);
+        let was = receipt.map_or(version - 1, |receipt| receipt.delta_version);
+        return Err(Inconsistency::TableRestored { table: name(), version, was });
+    }
     match (receipt, fact.version) {
         (Some(receipt), Some(version)) if version < receipt.delta_version => {
             Err(Inconsistency::TableRestored { table: name(), version, was: receipt.delta_version })
@@ -278,7 +286,10 @@ impl fmt::Display for Inconsistency {
                 )
             }
             Inconsistency::TableRestored { table, version, was } => {
-                write!(f, "table {table} was restored: it is at version {version}, the last batch left it at {was}")
+                write!(
+                    f,
+                    "table {table} was restored to an older version: it is at version {version}, the last batch left it at {was}"
+                )
             }
             Inconsistency::ChangedMidway { batch, table } => {
                 write!(
@@ -320,7 +331,7 @@ impl Inconsistency {
             ],
             Inconsistency::TableBehind { .. } | Inconsistency::TableRestored { .. } => &[
                 "was it left out of the pipeline file for a while? then give it a new name: it starts with the next batch",
-                "was the table restored to an older version? undo the restore (RESTORE TABLE to the version named above)",
+                "was the table restored to an older version? undo the restore (RESTORE TABLE … TO VERSION AS OF the version named above)",
                 "or give the pipeline a new `name` and a new `lake` to rebuild every table from the source",
             ],
             Inconsistency::TableLost { .. } => &[
@@ -388,7 +399,7 @@ mod tests {
             recipe: "recipe".into(),
             plan: planned.map(plan),
             commit: done.map(commit),
-            tables: BTreeMap::from([("silver".to_string(), TableFact { version, applied, made_by })]),
+            tables: BTreeMap::from([("silver".to_string(), TableFact { version, applied, made_by, restored: false })]),
         }
     }
 
@@ -447,17 +458,17 @@ mod tests {
         assert!(matches!(halts(&facts(None, None, Some(3))), Inconsistency::CheckpointLost { .. }));
         let mut new_log = facts(None, None, None);
         let made_by = Some(("orders".to_string(), "an earlier id".to_string()));
-        new_log.tables.insert("silver".into(), TableFact { version: Some(7), applied: None, made_by });
+        new_log.tables.insert("silver".into(), TableFact { version: Some(7), applied: None, made_by, restored: false });
         assert!(matches!(halts(&new_log), Inconsistency::CheckpointLost { .. }));
     }
 
     #[test]
     fn somebody_elses_table_halts() {
         let mut foreign = facts(None, None, None);
-        foreign.tables.insert("silver".into(), TableFact { version: Some(7), applied: None, made_by: None });
+        foreign.tables.insert("silver".into(), TableFact { version: Some(7), ..TableFact::default() });
         assert!(matches!(halts(&foreign), Inconsistency::ForeignTable { made_by: None, .. }));
         let made_by = Some(("billing".to_string(), "x".to_string()));
-        foreign.tables.insert("silver".into(), TableFact { version: Some(7), applied: None, made_by });
+        foreign.tables.insert("silver".into(), TableFact { version: Some(7), applied: None, made_by, restored: false });
         assert!(matches!(halts(&foreign), Inconsistency::ForeignTable { made_by: Some(_), .. }));
     }
 
@@ -465,7 +476,7 @@ mod tests {
     fn a_table_created_but_not_written_when_the_runner_died_is_ours() {
         let mut crashed = facts(Some(0), None, None);
         let made_by = Some(("orders".to_string(), "id".to_string()));
-        crashed.tables.insert("silver".into(), TableFact { version: Some(0), applied: None, made_by });
+        crashed.tables.insert("silver".into(), TableFact { version: Some(0), applied: None, made_by, restored: false });
         assert_eq!(recover(&crashed), Decision::Replay(Box::new(plan(0))));
     }
 
@@ -474,6 +485,18 @@ mod tests {
         let mut restored = facts(Some(3), Some(3), Some(3));
         restored.tables.get_mut("silver").expect("there").version = Some(5);
         assert!(matches!(halts(&restored), Inconsistency::TableRestored { version: 5, was: 7, .. }));
+    }
+
+    #[test]
+    fn a_restore_that_made_a_newer_version_halts() {
+        let mut restored = facts(Some(3), Some(3), Some(3));
+        let fact = restored.tables.get_mut("silver").expect("there");
+        (fact.version, fact.restored) = (Some(9), true);
+        assert!(matches!(halts(&restored), Inconsistency::TableRestored { version: 9, was: 7, .. }));
+        let mut pending = facts(Some(4), Some(3), Some(4));
+        let fact = pending.tables.get_mut("silver").expect("there");
+        (fact.version, fact.restored) = (Some(9), true);
+        assert!(matches!(halts(&pending), Inconsistency::TableRestored { version: 9, was: 8, .. }));
     }
 
     #[test]

@@ -349,7 +349,11 @@ impl Runner {
             .tables
             .iter()
             .map(|(name, receipt)| {
-                let fact = TableFact { version: Some(receipt.delta_version), applied: Some(plan.batch), made_by: None };
+                let fact = TableFact {
+                    version: Some(receipt.delta_version),
+                    applied: Some(plan.batch),
+                    ..TableFact::default()
+                };
                 (name.clone(), fact)
             })
             .collect();

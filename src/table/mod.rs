@@ -42,6 +42,8 @@ pub struct TableState {
     pub applied: Option<BatchId>,
     /// Who created it, from the table's properties; `None` = not tidegate.
     pub made_by: Option<Maker>,
+    /// Somebody restored the table to a version before the one that carries `applied`: rows of that batch are missing.
+    pub restored: bool,
 }
 
 /// The pipeline that created a table, kept in the table's properties `tidegate.pipeline` and `tidegate.pipelineId`.

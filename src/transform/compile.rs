@@ -12,7 +12,7 @@ use super::problems::{Field, Finding, Place, SqlProblem, locate, suggest};
 use super::rewrite::{self, BATCH, Input, InputKind, Prepared, Scope, prepare_expression, prepare_query};
 use super::types::stored_schema;
 use super::{Reads, dead_letter};
-use crate::config::spec::{Engine, Expectation, From, PipelineSpec, TableSpec, WriteSpec};
+use crate::config::spec::{Action, Engine, Expectation, From, PipelineSpec, TableSpec, WriteSpec};
 use crate::source::column;
 
 /// Where a row came from.
@@ -39,9 +39,15 @@ pub(super) struct CompiledTable {
     pub(super) stored: SchemaRef,
     pub(super) restore_order: bool,
     pub(super) reads: Reads,
+    /// It reads whole tables, or is fed by one that does: it is computed when those are already written.
+    pub(super) deferred: bool,
 }
 
 impl CompiledTable {
+    pub(super) fn is_refresh(&self) -> bool {
+        matches!(self.spec.write, WriteSpec::Refresh { .. })
+    }
+
     pub(super) fn expectations(&self) -> &[Expectation] {
         &self.spec.expect
     }
@@ -84,7 +90,11 @@ pub fn compile(
             broken.push(&table.name);
             continue;
         };
-        let compiler = TableCompiler { table, batch: &batch, tables: &schemas, lookups };
+        let upstream = match &table.from {
+            From::Table(name) => tables.get(name),
+            From::Source(_) => None,
+        };
+        let compiler = TableCompiler { table, batch: &batch, upstream, tables: &schemas, lookups };
         match compiler.compile() {
             Ok(compiled) => {
                 schemas.insert(table.name.clone(), compiled.stored.clone());
@@ -125,6 +135,8 @@ pub fn compile(
 struct TableCompiler<'a> {
     table: &'a TableSpec,
     batch: &'a SchemaRef,
+    /// The table that `from` names.
+    upstream: Option<&'a CompiledTable>,
     tables: &'a BTreeMap<String, SchemaRef>,
     lookups: &'a BTreeMap<String, SchemaRef>,
 }
@@ -141,8 +153,13 @@ struct Computed {
 
 impl TableCompiler<'_> {
     fn compile(&self) -> Result<CompiledTable, Vec<SqlProblem>> {
+        let misfits = self.misfits();
+        if !misfits.is_empty() {
+            return Err(misfits);
+        }
         let computed = self.query()?;
         let mut problems = self.columns_exist(&computed.schema);
+        problems.extend(self.unfit_columns(&computed.schema));
         let checks = self.checks(&computed.schema).unwrap_or_else(|found| {
             problems.extend(found);
             None
@@ -176,9 +193,12 @@ impl TableCompiler<'_> {
             (None, Some(_)) => Some(format!("SELECT * FROM {BATCH}")),
             (query, _) => query.clone(),
         };
+        let reads = self.reads(&computed.inputs);
+        let deferred = !reads.tables.is_empty() || self.upstream.is_some_and(|upstream| upstream.deferred);
         Ok(CompiledTable {
             spec: self.table.clone(),
-            reads: self.reads(&computed.inputs),
+            reads,
+            deferred,
             inputs: computed.inputs,
             query,
             computed: computed.schema,
@@ -193,8 +213,69 @@ impl TableCompiler<'_> {
         vec![finding.in_field(&self.table.name, field)]
     }
 
+    fn refreshes(&self) -> bool {
+        matches!(self.table.write, WriteSpec::Refresh { .. })
+    }
+
+    /// What cannot work whatever the SQL says.
+    fn misfits(&self) -> Vec<SqlProblem> {
+        let mut problems = Vec::new();
+        if !self.refreshes()
+            && let Some(upstream) = self.upstream.filter(|upstream| upstream.is_refresh())
+        {
+            let name = &upstream.spec.name;
+            let message = format!("from a refresh table only another refresh table can be fed, and `{name}` is one");
+            let finding = Finding { place: Place::START, message, help: None }.help(
+                "what a batch recomputes there may be more after a crash than without one; say `write: {refresh: {by: \
+                 …}}` here, or feed this table from the tables upstream",
+            );
+            problems.push(finding.in_field(&self.table.name, Field::From));
+        }
+        let quarantines = |rule: &&Expectation| self.refreshes() && rule.action == Action::Quarantine;
+        for rule in self.table.expect.iter().filter(quarantines) {
+            let message = "`refresh` computes its groups again and again: `else: quarantine` would set the same row aside \
+                           each time";
+            let finding = Finding { place: Place::START, message: message.into(), help: None }
+                .help("put the rule on the upstream table, or say `else: warn`, `drop` or `fail`");
+            problems.push(finding.in_field(&self.table.name, Field::Expect(rule.name.clone())));
+        }
+        problems
+    }
+
+    /// Columns that are there and cannot do what they are named for.
+    fn unfit_columns(&self, computed: &Schema) -> Vec<SqlProblem> {
+        let mut problems = Vec::new();
+        for name in &self.table.partition_by {
+            let Some((_, field)) = computed.column_with_name(name) else { continue };
+            if matches!(field.data_type(), DataType::Binary) || field.data_type().is_nested() {
+                let message = format!("`{name}` is {}, which cannot name a folder", field.data_type());
+                let finding = Finding { place: Place::START, message, help: None }
+                    .help("partition by a date, a number or a short text");
+                problems.push(finding.in_field(&self.table.name, Field::PartitionBy));
+            }
+        }
+        if let WriteSpec::Refresh { by } = &self.table.write {
+            for name in by {
+                let types = (computed.column_with_name(name), self.batch.column_with_name(name));
+                let (Some((_, here)), Some((_, above))) = types else { continue };
+                let (here, above) = (here.data_type(), above.data_type());
+                // Wider numbers are the same numbers; anything else merges groups, of which only some are read again.
+                let numbers = here.is_integer() && above.is_integer()
+                    || matches!((here, above), (DataType::Decimal128(_, a), DataType::Decimal128(_, b)) if a >= b);
+                if here != above && !numbers {
+                    let message = format!("`{name}` is {above} upstream and {here} here: groups would not match");
+                    let finding = Finding { place: Place::START, message, help: None }.help(
+                        "pass the columns of `by` through unchanged; compute what you group by in the upstream table",
+                    );
+                    problems.push(finding.in_field(&self.table.name, Field::By));
+                }
+            }
+        }
+        problems
+    }
+
     fn query(&self) -> Result<Computed, Vec<SqlProblem>> {
-        let refresh = matches!(self.table.write, WriteSpec::Refresh { .. });
+        let refresh = self.refreshes();
         let sql = match (&self.table.sql, &self.table.from) {
             (Some(sql), _) => sql.clone(),
             // The whole table's rows of the touched groups, not the batch's.
@@ -217,6 +298,15 @@ impl TableCompiler<'_> {
         if refresh && reads_batch {
             let place = locate(&prepared.original, BATCH).map_or(Place::START, Place::of);
             return Err(self.problem(refresh_reads_tables(place), Field::Sql));
+        }
+        if let (true, From::Table(from)) = (refresh, &self.table.from)
+            && !prepared.inputs.iter().any(|input| input.kind == InputKind::Table && input.name == *from)
+        {
+            let message = format!("`refresh` follows `{from}`, and this does not read it");
+            let finding = Finding { place: Place::START, message, help: None }.help(format!(
+                "its groups are those that a batch changes in `{from}`: read them with FROM {from}, or correct `from:`"
+            ));
+            return Err(self.problem(finding, Field::Sql));
         }
         if let (WriteSpec::Upsert { .. }, Some(place), true) = (&self.table.write, prepared.aggregate, reads_batch) {
             let finding = Finding {

@@ -29,6 +29,12 @@ pub struct Rules<'a> {
     pub expectations: &'a [Expectation],
     /// Columns that must not be null.
     pub key: &'a [String],
+    /// Columns that must not be empty text: Delta reads an empty partition value back as null.
+    pub partition_by: &'a [String],
+    /// Groups are replaced whole: a row that is set aside would be set aside again by every batch that touches its group.
+    pub refresh: bool,
+    /// It is computed after its upstreams were applied.
+    pub deferred: bool,
     /// Rows set aside have somewhere to go.
     pub dead_letters: bool,
     /// The computed columns, without outcomes and delete flag: what a dead letter shows.
@@ -76,7 +82,41 @@ pub fn apply(rules: &Rules<'_>, batch: &RecordBatch, shaped: &mut Shaped) -> Res
             .with("check", &rule.check)
             .with("rows", broken)
             .with("first row", show(rules, batch, row))
-            .help("nothing of this batch was written; fix the data or the check, or say `else: quarantine`"));
+            .help(unwritten(rules))
+            .help(match rules.refresh {
+                true => "fix the data or the check, or say `else: warn`",
+                false => "fix the data or the check, or say `else: quarantine`",
+            }));
+        }
+    }
+    for name in rules.partition_by {
+        let Some(column) = batch.column_by_name(name).and_then(|column| column.as_string_opt::<i32>()) else {
+            continue;
+        };
+        for row in 0..batch.num_rows() {
+            // A delete is never stored; it must still take away the row that is.
+            if !keep[row] || is_delete(row) || column.is_null(row) || !column.value(row).is_empty() {
+                continue;
+            }
+            if rules.refresh {
+                return Err(Error::new(
+                    ErrorKind::Data,
+                    format!(
+                        "partition column `{name}` of {} is empty text, which Delta cannot tell from null",
+                        rules.table
+                    ),
+                )
+                .with("table", rules.table)
+                .with("column", name)
+                .with("row", show(rules, batch, row))
+                .help(unwritten(rules))
+                .help(format!(
+                    "set such rows aside in the upstream table with an expectation: `check: {name} IS NULL OR {name} <> ''`"
+                )));
+            }
+            keep[row] = false;
+            let error = format!("partition column {name} is empty text, which Delta cannot tell from null");
+            aside[row] = Some((Stage::Key, "empty_partition", error));
         }
     }
     for name in rules.key {
@@ -109,7 +149,8 @@ pub fn apply(rules: &Rules<'_>, batch: &RecordBatch, shaped: &mut Shaped) -> Res
                 .with("rule", rule)
                 .with("why", error)
                 .with("row", show(rules, batch, row))
-                .help("nothing of this batch was written; turn `dead_letters` on, or handle such rows in `sql`"));
+                .help(unwritten(rules))
+                .help("turn `dead_letters` on, or handle such rows in `sql`"));
             }
             None if !keep[row] => shaped.dropped += 1,
             None => {}
@@ -119,6 +160,18 @@ pub fn apply(rules: &Rules<'_>, batch: &RecordBatch, shaped: &mut Shaped) -> Res
         return Ok(batch.clone());
     }
     filter_record_batch(batch, &BooleanArray::from(keep)).context(ErrorKind::Failed, "leaving out rows")
+}
+
+/// What is true of the lake when computing this table fails.
+fn unwritten(rules: &Rules<'_>) -> String {
+    match rules.deferred {
+        false => "nothing of this batch was written".to_string(),
+        true => format!(
+            "nothing of this batch was written to {}; tables upstream of it may already carry this batch; it is tried \
+             again with the same rows at the next run",
+            rules.table
+        ),
+    }
 }
 
 fn show(rules: &Rules<'_>, batch: &RecordBatch, row: usize) -> String {

@@ -72,6 +72,9 @@ impl CompiledTable {
             table: &self.spec.name,
             expectations: self.expectations(),
             key: self.key(),
+            partition_by: &self.spec.partition_by,
+            refresh: self.is_refresh(),
+            deferred: self.deferred,
             dead_letters,
             shown: &self.computed,
         };

@@ -4,6 +4,8 @@
 // Tests break files on purpose, and a panic is how they fail.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
+mod traps;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -139,6 +141,13 @@ impl Lake {
         context.sql(query).await.unwrap().collect().await.unwrap()
     }
 
+    /// What somebody does by hand.
+    async fn restore(&self, version: i64) {
+        let url = url::Url::from_directory_path(self.path()).unwrap();
+        let table = deltalake::open_table(url).await.unwrap();
+        table.restore().with_version_to_restore(version as u64).await.unwrap();
+    }
+
     async fn count(&self) -> i64 {
         let rows = self.sql("SELECT count(*) AS n FROM t").await;
         rows[0].column(0).as_primitive::<Int64Type>().value(0)
@@ -227,6 +236,13 @@ async fn the_newest_row_of_each_key_remains_however_the_rows_are_cut() {
             let change = Change::Rows(vec![batch(&rows[cut[0]..cut[1]])]);
             let receipt = table.apply(change, &txn(number as i64)).await.unwrap();
             assert!(!receipt.already_applied);
+            let kept = receipt.inserted + receipt.updated + receipt.deleted;
+            let given = (cut[1] - cut[0]) as u64;
+            assert_eq!(
+                kept + receipt.superseded + receipt.remembered,
+                given,
+                "every row is accounted for: {receipt:?}"
+            );
             receipts = (receipts.0 + receipt.inserted, receipts.1 + receipt.updated, receipts.2 + receipt.deleted);
         }
         assert_eq!(contents(&mut table).await, expected, "{pieces} pieces");

@@ -57,6 +57,10 @@ impl DeltaLakeTable {
             self.reload().await?;
         } else if self.handle.refresh().await? {
             self.known.clear();
+            // Nobody else commits while a run works, but for maintenance: the one time to look for a restore.
+            if known.flatten().is_some() && super::restored::went_back(&self.handle, &txn.app_id).await? {
+                return Err(self.restored());
+            }
         }
         let mut last = None;
         for attempt in 0..ATTEMPTS {
@@ -163,6 +167,14 @@ impl DeltaLakeTable {
             .help("this run changed nothing and must stop: two runs of one pipeline cannot work at the same time")
     }
 
+    fn restored(&self) -> Error {
+        let text = format!("table {} was restored to an older version while this run worked", self.definition.name);
+        Error::config(text)
+            .with("at", self.handle.location())
+            .with("version", self.handle.version().unwrap_or_default())
+            .help("nothing was written to it; undo the restore (RESTORE TABLE to the version before it) and run again")
+    }
+
     async fn attempt(&mut self, change: &Change, txn: &Txn) -> Result<(Receipt, Vec<Distinct>), Failure> {
         if self.handle.state().is_none() {
             self.create().await?;
@@ -236,6 +248,7 @@ impl DeltaLakeTable {
             }
             (WriteMode::Refresh { by }, Change::Groups { groups, rows }) => {
                 let rows = self.conform_all(rows, schema)?;
+                super::refresh::check_inside(&rows, groups, schema, &self.definition.name)?;
                 let work = super::refresh::find_groups(&self.reader(), self.handle.files()?, schema, groups).await?;
                 let deleted = work.iter().map(|rewrite| rewrite.gone.len() as u64).sum();
                 let inserted = count(&rows);
@@ -304,7 +317,8 @@ impl DeltaLakeTable {
             if !alive[number] || beaten[number] {
                 receipt.superseded += 1;
             } else if winners.deletes[number] {
-                receipt.deleted += u64::from(replaced[number]);
+                let counter = if replaced[number] { &mut receipt.deleted } else { &mut receipt.remembered };
+                *counter += 1;
             } else {
                 written.push(number as u32);
                 let counter = if replaced[number] { &mut receipt.updated } else { &mut receipt.inserted };

@@ -18,12 +18,12 @@ use super::create::create;
 use super::handle::{Handle, Race};
 use super::rows::Encoder;
 use super::scan::{Pruner, Reader};
-use super::schema::conform;
+use super::schema::{conform, made_by};
 use super::winners::Winners;
 use super::write::{Writer, remove};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::storage::Storage;
-use crate::table::{TableDefinition, Txn};
+use crate::table::{Maker, TableDefinition, Txn};
 
 /// Small files that are merged into the next one written: lookups stay at a handful of files.
 const MERGE_ABOVE: usize = 16;
@@ -33,12 +33,37 @@ const SMALL_FILE: u64 = 16 << 20;
 pub(super) struct Memory {
     handle: Handle,
     loaded: bool,
+    /// The table it belongs to.
+    table: String,
+    maker: Maker,
 }
 
 impl Memory {
-    pub(super) fn open(lake: &Storage, table: &str) -> Result<Memory> {
-        let below = format!("_tidegate/deletes/{}", table.replace('.', "/"));
-        Ok(Memory { handle: Handle::new(lake.join(&below)?), loaded: false })
+    pub(super) fn open(lake: &Storage, definition: &TableDefinition) -> Result<Memory> {
+        let below = format!("_tidegate/deletes/{}", definition.name.replace('.', "/"));
+        let handle = Handle::new(lake.join(&below)?);
+        Ok(Memory { handle, loaded: false, table: definition.name.clone(), maker: definition.maker.clone() })
+    }
+
+    /// Deletes that another checkpoint remembers say nothing about this one's rows: its offsets may be those of another
+    /// topic, and its batches are numbered anew, so that its own deletes would be taken for written.
+    fn check_owner(&self) -> Result<()> {
+        let Some(state) = self.handle.state() else { return Ok(()) };
+        let owner = made_by(state);
+        if owner.as_ref().is_some_and(|owner| owner.pipeline_id == self.maker.pipeline_id) {
+            return Ok(());
+        }
+        let show = |maker: &Maker| format!("{} ({})", maker.pipeline, maker.pipeline_id);
+        let at = self.handle.location();
+        Err(Error::config(format!("the memory of deletes at {at} belongs to another checkpoint"))
+            .with("table", &self.table)
+            .with("it belongs to", owner.as_ref().map_or("nobody that is known".to_owned(), show))
+            .with("this pipeline", show(&self.maker))
+            .help("no row of this batch was written to the table")
+            .help(format!(
+                "the table was dropped or the checkpoint was made anew: delete the folder {at} together with \
+                 the table, or restore the checkpoint that they belong to"
+            )))
     }
 
     /// Forgets what was read; the next look starts from storage.
@@ -59,6 +84,7 @@ impl Memory {
             true => self.handle.refresh().await?,
             false => self.handle.load().await?,
         };
+        self.check_owner()?;
         self.loaded = true;
         let mut verdicts = vec![None; winners.len()];
         if self.handle.state().is_none() {
@@ -112,6 +138,7 @@ impl Memory {
                 }
                 self.handle.load().await?;
             }
+            self.check_owner()?;
             if self.handle.applied(&txn.app_id).await?.is_some_and(|applied| applied >= txn.batch) {
                 return Ok(());
             }

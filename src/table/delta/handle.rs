@@ -4,6 +4,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use deltalake::kernel::transaction::{CommitBuilder, CommitProperties, TableReference, TransactionError};
 use deltalake::kernel::{Action, Transaction};
 use deltalake::logstore::{LogStoreRef, StorageConfig, default_logstore, get_actions};
@@ -192,6 +193,12 @@ impl Handle {
             }
         }
         Ok(None)
+    }
+
+    /// The bytes of one commit; `None` = the log no longer has it.
+    pub(super) async fn entry(&self, version: i64) -> Result<Option<Bytes>> {
+        let Ok(version) = u64::try_from(version) else { return Ok(None) };
+        self.log.read_commit_entry(version).await.map_err(|e| self.explain(e, "read the table's log"))
     }
 
     /// Writes a Delta checkpoint now and then. Never fails: a commit without one is only slower to read.

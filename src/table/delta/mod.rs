@@ -15,6 +15,7 @@ mod deletes;
 mod files;
 mod handle;
 mod refresh;
+mod restored;
 mod rows;
 mod scan;
 mod schema;
@@ -48,7 +49,7 @@ pub fn open(lake: &Storage, definition: TableDefinition) -> Result<Box<dyn Table
     let handle = Handle::new(lake.join(&definition.name.replace('.', "/"))?);
     let memory = match &definition.write {
         // Also without `delete_when`: deletes remembered from before it was taken out still count.
-        WriteMode::Upsert { .. } => Some(deletes::Memory::open(lake, &definition.name)?),
+        WriteMode::Upsert { .. } => Some(deletes::Memory::open(lake, &definition)?),
         _ => None,
     };
     Ok(Box::new(DeltaLakeTable { definition, handle, memory, known: HashMap::new(), touched: None }))
@@ -108,7 +109,8 @@ impl Table for DeltaLakeTable {
         let made_by = made_by(state);
         let applied = self.handle.applied(app_id).await?;
         self.known.insert(app_id.to_owned(), applied);
-        Ok(TableState { version: self.handle.version(), applied, made_by })
+        let restored = applied.is_some() && restored::went_back(&self.handle, app_id).await?;
+        Ok(TableState { version: self.handle.version(), applied, made_by, restored })
     }
 
     async fn apply(&mut self, change: Change, txn: &Txn) -> Result<Receipt> {

@@ -231,8 +231,7 @@ impl Pruner {
 
 impl PruneColumn {
     fn may_be_in(&self, stats: Option<&serde_json::Value>) -> Result<bool> {
-        // Statistics leave nulls out, and NaN breaks the ranges of floats.
-        if self.has_null || self.data_type.is_floating() || self.data_type.is_nested() {
+        if self.has_null || !prunable(&self.data_type) {
             return Ok(true);
         }
         let bound = |which: &str| stats.and_then(|s| s.get(which)).and_then(|v| v.get(&self.name));
@@ -267,6 +266,17 @@ impl PruneColumn {
     }
 }
 
+/// Whether the smallest and largest value that the log tells can rule a file out. Statistics leave nulls out, NaN breaks
+/// the ranges of floats, and the bounds of decimals went through a float when they were written: rounded, they may lie
+/// inside the file's true range.
+fn prunable(data_type: &DataType) -> bool {
+    let is_decimal = matches!(
+        data_type,
+        DataType::Decimal32(..) | DataType::Decimal64(..) | DataType::Decimal128(..) | DataType::Decimal256(..)
+    );
+    !is_decimal && !data_type.is_floating() && !data_type.is_nested()
+}
+
 /// Time stamps in statistics are cut to milliseconds, so the upper bound moves up by one.
 fn round_up(high: ArrayRef) -> ArrayRef {
     use arrow::datatypes::{TimeUnit, TimestampMicrosecondType};
@@ -277,5 +287,37 @@ fn round_up(high: ArrayRef) -> ArrayRef {
             Arc::new(micros.unary::<_, TimestampMicrosecondType>(|v| v.saturating_add(1_000)).with_data_type(data_type))
         }
         _ => high,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::{Decimal128Array, Int64Array};
+    use arrow::datatypes::Field;
+
+    fn column(array: ArrayRef) -> PruneColumn {
+        let data_type = array.data_type().clone();
+        let name = "id".to_owned();
+        let schema = Schema::new(vec![Field::new(&name, data_type.clone(), true)]);
+        let encoder = Encoder::new(&schema, std::slice::from_ref(&name)).unwrap();
+        let rows = encoder.encode_arrays(&[array]).unwrap();
+        PruneColumn { name, data_type, encoder, sorted: (0..rows.num_rows() as u32).collect(), rows, has_null: false }
+    }
+
+    #[test]
+    fn bounds_rule_out_integers_but_never_decimals() {
+        // What delta-rs writes for a file that holds nothing but 1234567890123456789.
+        let stats = serde_json::json!({
+            "minValues": {"id": 1_234_567_890_123_456_800_f64},
+            "maxValues": {"id": 1_234_567_890_123_456_800_f64},
+        });
+        let wide = Decimal128Array::from(vec![1_234_567_890_123_456_789_i128]).with_precision_and_scale(20, 0).unwrap();
+        assert!(column(Arc::new(wide)).may_be_in(Some(&stats)).unwrap());
+        let stats = serde_json::json!({"minValues": {"id": 5}, "maxValues": {"id": 7}});
+        let narrow = Decimal128Array::from(vec![9_i128]).with_precision_and_scale(10, 0).unwrap();
+        assert!(column(Arc::new(narrow)).may_be_in(Some(&stats)).unwrap());
+        assert!(!column(Arc::new(Int64Array::from(vec![9]))).may_be_in(Some(&stats)).unwrap());
+        assert!(column(Arc::new(Int64Array::from(vec![6]))).may_be_in(Some(&stats)).unwrap());
     }
 }
