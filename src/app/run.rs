@@ -90,6 +90,7 @@ fn totals(summary: &Summary) -> BTreeMap<&str, Receipt> {
         total.updated += receipt.updated;
         total.deleted += receipt.deleted;
         total.superseded += receipt.superseded;
+        total.remembered += receipt.remembered;
     }
     totals
 }
@@ -135,13 +136,17 @@ fn text(spec: &PipelineSpec, summary: &Summary, milliseconds: u64) -> String {
     let rows: Vec<Vec<String>> = totals(summary)
         .into_iter()
         .map(|(name, t)| {
-            let numbers = [t.inserted, t.updated, t.deleted, t.superseded];
+            let numbers = [t.inserted, t.updated, t.deleted, t.superseded, t.remembered];
             let mut row = vec![name.to_string(), t.delta_version.to_string()];
             row.extend(numbers.iter().map(|&n| grouped(n)));
             row
         })
         .collect();
-    text.push_str(&aligned(&["table", "version", "inserted", "updated", "deleted", "superseded"], &rows, 1));
+    text.push_str(&aligned(
+        &["table", "version", "inserted", "updated", "deleted", "superseded", "remembered"],
+        &rows,
+        1,
+    ));
     let mut rules: BTreeMap<&str, u64> = BTreeMap::new();
     for (rule, count) in summary.batches.iter().flat_map(|record| &record.expectations) {
         *rules.entry(rule).or_default() += count;

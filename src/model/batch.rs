@@ -90,6 +90,9 @@ pub struct Receipt {
     /// Deletes of keys that the table does not hold; remembered, so that a late row does not revive them.
     #[serde(default)]
     pub remembered: u64,
+    /// Version of the table's memory of deletes, where it has one: it must never go back or go away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_version: Option<i64>,
     /// Data files added.
     #[serde(default)]
     pub files_added: u64,

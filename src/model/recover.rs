@@ -13,6 +13,8 @@ pub struct TableFact {
     pub version: Option<i64>,
     /// Last batch applied by this pipeline's log.
     pub applied: Option<BatchId>,
+    /// Version of its memory of deletes; `None` = it has none.
+    pub memory: Option<i64>,
     /// (pipeline, pipeline id) of whoever created it; `None` = not tidegate.
     pub made_by: Option<(String, String)>,
     /// Somebody restored the table to a version before the one that carries `applied`.
@@ -105,6 +107,11 @@ pub enum Inconsistency {
         table: String,
         /// The newest batch that is done.
         log: BatchId,
+    },
+    /// A table's memory of deletes is gone or went back: late rows would revive deleted keys.
+    MemoryLost {
+        /// The table.
+        table: String,
     },
     /// A table went back to an earlier version.
     TableRestored {
@@ -220,6 +227,9 @@ fn check_table(
         let was = receipt.map_or(version - 1, |receipt| receipt.delta_version);
         return Err(Inconsistency::TableRestored { table: name(), version, was });
     }
+    if receipt.is_some_and(|receipt| receipt.memory_version.is_some() && fact.memory < receipt.memory_version) {
+        return Err(Inconsistency::MemoryLost { table: name() });
+    }
     match (receipt, fact.version) {
         (Some(receipt), Some(version)) if version < receipt.delta_version => {
             Err(Inconsistency::TableRestored { table: name(), version, was: receipt.delta_version })
@@ -291,6 +301,12 @@ impl fmt::Display for Inconsistency {
                     "table {table} was restored to an older version: it is at version {version}, the last batch left it at {was}"
                 )
             }
+            Inconsistency::MemoryLost { table } => {
+                write!(
+                    f,
+                    "the memory of deletes of {table} (<lake>/_tidegate/deletes) was dropped or restored: late rows would revive deleted keys"
+                )
+            }
             Inconsistency::ChangedMidway { batch, table } => {
                 write!(
                     f,
@@ -334,7 +350,7 @@ impl Inconsistency {
                 "was the table restored to an older version? undo the restore (RESTORE TABLE … TO VERSION AS OF the version named above)",
                 "or give the pipeline a new `name` and a new `lake` to rebuild every table from the source",
             ],
-            Inconsistency::TableLost { .. } => &[
+            Inconsistency::TableLost { .. } | Inconsistency::MemoryLost { .. } => &[
                 "bring the table's folder back from a backup",
                 "or give the pipeline a new `name` and a new `lake` to rebuild every table from the source",
             ],
@@ -399,7 +415,10 @@ mod tests {
             recipe: "recipe".into(),
             plan: planned.map(plan),
             commit: done.map(commit),
-            tables: BTreeMap::from([("silver".to_string(), TableFact { version, applied, made_by, restored: false })]),
+            tables: BTreeMap::from([(
+                "silver".to_string(),
+                TableFact { version, applied, made_by, ..TableFact::default() },
+            )]),
         }
     }
 
@@ -458,7 +477,9 @@ mod tests {
         assert!(matches!(halts(&facts(None, None, Some(3))), Inconsistency::CheckpointLost { .. }));
         let mut new_log = facts(None, None, None);
         let made_by = Some(("orders".to_string(), "an earlier id".to_string()));
-        new_log.tables.insert("silver".into(), TableFact { version: Some(7), applied: None, made_by, restored: false });
+        new_log
+            .tables
+            .insert("silver".into(), TableFact { version: Some(7), applied: None, made_by, ..TableFact::default() });
         assert!(matches!(halts(&new_log), Inconsistency::CheckpointLost { .. }));
     }
 
@@ -468,7 +489,9 @@ mod tests {
         foreign.tables.insert("silver".into(), TableFact { version: Some(7), ..TableFact::default() });
         assert!(matches!(halts(&foreign), Inconsistency::ForeignTable { made_by: None, .. }));
         let made_by = Some(("billing".to_string(), "x".to_string()));
-        foreign.tables.insert("silver".into(), TableFact { version: Some(7), applied: None, made_by, restored: false });
+        foreign
+            .tables
+            .insert("silver".into(), TableFact { version: Some(7), applied: None, made_by, ..TableFact::default() });
         assert!(matches!(halts(&foreign), Inconsistency::ForeignTable { made_by: Some(_), .. }));
     }
 
@@ -476,7 +499,9 @@ mod tests {
     fn a_table_created_but_not_written_when_the_runner_died_is_ours() {
         let mut crashed = facts(Some(0), None, None);
         let made_by = Some(("orders".to_string(), "id".to_string()));
-        crashed.tables.insert("silver".into(), TableFact { version: Some(0), applied: None, made_by, restored: false });
+        crashed
+            .tables
+            .insert("silver".into(), TableFact { version: Some(0), applied: None, made_by, ..TableFact::default() });
         assert_eq!(recover(&crashed), Decision::Replay(Box::new(plan(0))));
     }
 
@@ -497,6 +522,18 @@ mod tests {
         let fact = pending.tables.get_mut("silver").expect("there");
         (fact.version, fact.restored) = (Some(9), true);
         assert!(matches!(halts(&pending), Inconsistency::TableRestored { version: 9, was: 8, .. }));
+    }
+
+    #[test]
+    fn a_memory_of_deletes_that_is_gone_or_went_back_halts() {
+        let mut facts = facts(Some(3), Some(3), Some(3));
+        let receipt = facts.commit.as_mut().and_then(|commit| commit.tables.get_mut("silver")).expect("there");
+        receipt.memory_version = Some(4);
+        for (memory, halted) in [(None, true), (Some(3), true), (Some(4), false), (Some(5), false)] {
+            facts.tables.get_mut("silver").expect("there").memory = memory;
+            let is_lost = matches!(recover(&facts), Decision::Halt(Inconsistency::MemoryLost { .. }));
+            assert_eq!(is_lost, halted, "{memory:?}");
+        }
     }
 
     #[test]

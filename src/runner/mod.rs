@@ -268,8 +268,13 @@ impl Runner {
             async move {
                 let state = table.observe(&app_id).await?;
                 let made_by = state.made_by.map(|maker| (maker.pipeline, maker.pipeline_id));
-                let fact =
-                    TableFact { version: state.version, applied: state.applied, made_by, restored: state.restored };
+                let fact = TableFact {
+                    version: state.version,
+                    applied: state.applied,
+                    memory: state.memory,
+                    made_by,
+                    restored: state.restored,
+                };
                 Ok::<_, Error>((name, fact))
             }
         });

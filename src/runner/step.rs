@@ -282,11 +282,12 @@ impl Runner {
     /// One table commit, unless the table already carries the batch.
     async fn apply(&mut self, name: &str, change: Change, plan: &BatchPlan) -> Result<Receipt> {
         let known = self.position.as_ref().and_then(|position| position.applied.get(name));
-        if let Some(TableFact { applied: Some(applied), version, .. }) = known
+        if let Some(TableFact { applied: Some(applied), version, memory, .. }) = known
             && *applied >= plan.batch
         {
             let delta_version = version.unwrap_or_default();
-            return Ok(Receipt { delta_version, already_applied: true, ..Receipt::default() });
+            let memory_version = *memory;
+            return Ok(Receipt { delta_version, already_applied: true, memory_version, ..Receipt::default() });
         }
         let txn = self.txn(name, plan)?;
         let receipt = self.table(name)?.apply(change, &txn).await.map_err(|error| error.with("table", name))?;
@@ -352,6 +353,7 @@ impl Runner {
                 let fact = TableFact {
                     version: Some(receipt.delta_version),
                     applied: Some(plan.batch),
+                    memory: receipt.memory_version,
                     ..TableFact::default()
                 };
                 (name.clone(), fact)

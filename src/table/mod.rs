@@ -40,6 +40,8 @@ pub struct TableState {
     pub version: Option<i64>,
     /// Last batch applied under the application id asked for.
     pub applied: Option<BatchId>,
+    /// Version of its memory of deletes; `None` = it has none.
+    pub memory: Option<i64>,
     /// Who created it, from the table's properties; `None` = not tidegate.
     pub made_by: Option<Maker>,
     /// Somebody restored the table to a version before the one that carries `applied`: rows of that batch are missing.

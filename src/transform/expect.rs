@@ -95,28 +95,20 @@ pub fn apply(rules: &Rules<'_>, batch: &RecordBatch, shaped: &mut Shaped) -> Res
         };
         for row in 0..batch.num_rows() {
             // A delete is never stored; it must still take away the row that is.
-            if !keep[row] || is_delete(row) || column.is_null(row) || !column.value(row).is_empty() {
+            if !keep[row] || is_delete(row) || column.is_null(row) {
                 continue;
             }
+            let Some((rule, why)) = unfit_for_a_folder(column.value(row)) else { continue };
+            let error = format!("partition column {name} {why}");
             if rules.refresh {
-                return Err(Error::new(
-                    ErrorKind::Data,
-                    format!(
-                        "partition column `{name}` of {} is empty text, which Delta cannot tell from null",
-                        rules.table
-                    ),
-                )
-                .with("table", rules.table)
-                .with("column", name)
-                .with("row", show(rules, batch, row))
-                .help(unwritten(rules))
-                .help(format!(
-                    "set such rows aside in the upstream table with an expectation: `check: {name} IS NULL OR {name} <> ''`"
-                )));
+                return Err(Error::new(ErrorKind::Data, format!("{error}, in a row for {}", rules.table))
+                    .with("table", rules.table)
+                    .with("row", show(rules, batch, row))
+                    .help(unwritten(rules))
+                    .help(format!("set such rows aside in the upstream table with an expectation on {name}")));
             }
             keep[row] = false;
-            let error = format!("partition column {name} is empty text, which Delta cannot tell from null");
-            aside[row] = Some((Stage::Key, "empty_partition", error));
+            aside[row] = Some((Stage::Key, rule, error));
         }
     }
     for name in rules.key {
@@ -220,4 +212,16 @@ pub fn in_source_order(schema: &SchemaRef, batches: Vec<RecordBatch>) -> Result<
     order.sort_by(|a, b| compare(*a, *b));
     let order: UInt64Array = order.into_iter().map(|row| Some(row as u64)).collect();
     Ok(vec![take_record_batch(&whole, &order).context(ErrorKind::Failed, "restoring the order of rows")?])
+}
+
+/// Names of files end at 255 bytes, and a partition value is a folder's name with its column before it.
+const MAX_PARTITION_VALUE: usize = 180;
+
+/// Why text cannot be a partition value, with the rule's name. Delta escapes bytes as `%XX` in folder names.
+fn unfit_for_a_folder(text: &str) -> Option<(&'static str, &'static str)> {
+    if text.is_empty() {
+        return Some(("empty_partition", "is empty text, which Delta cannot tell from null"));
+    }
+    let escaped: usize = text.bytes().map(|byte| if byte.is_ascii_alphanumeric() { 1 } else { 3 }).sum();
+    (escaped > MAX_PARTITION_VALUE).then_some(("long_partition", "is too long for the name of a folder"))
 }

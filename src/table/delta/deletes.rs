@@ -66,6 +66,18 @@ impl Memory {
             )))
     }
 
+    /// Reads its version from storage.
+    pub(super) async fn observe(&mut self) -> Result<Option<i64>> {
+        self.handle.load().await?;
+        self.loaded = true;
+        Ok(self.version())
+    }
+
+    /// Its version as last seen; `None` = nothing was ever deleted.
+    pub(super) fn version(&self) -> Option<i64> {
+        self.handle.version()
+    }
+
     /// Forgets what was read; the next look starts from storage.
     pub(super) fn reset(&mut self) {
         self.loaded = false;

@@ -27,6 +27,7 @@ mod write;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use arrow::datatypes::{FieldRef, Schema};
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use deltalake::kernel::Action;
@@ -35,7 +36,7 @@ use self::files::DataFile;
 use self::handle::Handle;
 use self::rows::Distinct;
 use self::scan::{Pruner, Reader, Semi};
-use self::schema::{arrow_schema, made_by, project};
+use self::schema::{arrow_schema, check_writable, made_by, project, reconcile};
 use super::{Change, Table, TableDefinition, TableState, Txn, WriteMode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::batch::{BatchId, Receipt};
@@ -84,6 +85,24 @@ impl DeltaLakeTable {
         }
     }
 
+    /// Rows for an append table may have columns that nobody announced (`schema_drift: evolve`): they become the table's.
+    fn learn(&mut self, change: &Change) {
+        let Change::Rows(rows) = change else { return };
+        if self.definition.write != WriteMode::Append {
+            return;
+        }
+        let known = self.definition.schema.clone();
+        let mut fields: Vec<FieldRef> = known.fields().iter().cloned().collect();
+        for field in rows.iter().flat_map(|batch| batch.schema().fields().to_vec()) {
+            if !fields.iter().any(|known| known.name() == field.name()) {
+                fields.push(Arc::new(field.as_ref().clone().with_nullable(true)));
+            }
+        }
+        if fields.len() > known.fields().len() {
+            self.definition.schema = Arc::new(Schema::new(fields));
+        }
+    }
+
     async fn reload(&mut self) -> Result<()> {
         self.known.clear();
         if let Some(memory) = &mut self.memory {
@@ -107,14 +126,26 @@ impl Table for DeltaLakeTable {
             return Ok(TableState::default());
         };
         let made_by = made_by(state);
+        // A type that changed is better refused before a row is read than when half of the tables carry the batch.
+        if made_by.as_ref() == Some(&self.definition.maker) {
+            let at = self.handle.location();
+            check_writable(&self.definition, state, &at)?;
+            reconcile(&self.definition, state, &at)?;
+        }
         let applied = self.handle.applied(app_id).await?;
         self.known.insert(app_id.to_owned(), applied);
         let restored = applied.is_some() && restored::went_back(&self.handle, app_id).await?;
-        Ok(TableState { version: self.handle.version(), applied, made_by, restored })
+        let memory = match &mut self.memory {
+            Some(memory) => memory.observe().await?,
+            None => None,
+        };
+        Ok(TableState { version: self.handle.version(), applied, memory, made_by, restored })
     }
 
     async fn apply(&mut self, change: Change, txn: &Txn) -> Result<Receipt> {
-        let receipt = self.apply_change(&change, txn).await?;
+        self.learn(&change);
+        let mut receipt = self.apply_change(&change, txn).await?;
+        receipt.memory_version = self.memory.as_ref().and_then(deletes::Memory::version);
         self.handle.checkpoint_when_due().await;
         Ok(receipt)
     }
