@@ -143,7 +143,7 @@ mod tests {
                 "t/3 no longer exists, the checkpoint stands at 5 in it",
             ]
         );
-        assert!(losses.iter().all(|l| l.error().kind() == ErrorKind::OffsetsLost && l.error().help_lines().len() == 3));
+        assert!(losses.iter().all(|l| l.error().kind() == ErrorKind::OffsetsLost && l.error().help_lines().len() >= 2));
         assert_eq!(skip(&from, &earliest, &losses), offsets(&[(0, 5), (1, 7), (2, 0), (4, 5)]));
     }
 }

@@ -77,7 +77,6 @@ pub fn apply(rules: &Rules<'_>, batch: &RecordBatch, shaped: &mut Shaped) -> Res
                 ErrorKind::Data,
                 format!("{broken} rows of {} break the rule {}", rules.table, rule.name),
             )
-            .with("table", rules.table)
             .with("rule", &rule.name)
             .with("check", &rule.check)
             .with("rows", broken)
@@ -99,10 +98,9 @@ pub fn apply(rules: &Rules<'_>, batch: &RecordBatch, shaped: &mut Shaped) -> Res
                 continue;
             }
             let Some((rule, why)) = unfit_for_a_folder(column.value(row)) else { continue };
-            let error = format!("partition column {name} {why}");
+            let error = format!("partition column `{name}` {why}");
             if rules.refresh {
                 return Err(Error::new(ErrorKind::Data, format!("{error}, in a row for {}", rules.table))
-                    .with("table", rules.table)
                     .with("row", show(rules, batch, row))
                     .help(unwritten(rules))
                     .help(format!("set such rows aside in the upstream table with an expectation on {name}")));
@@ -137,7 +135,6 @@ pub fn apply(rules: &Rules<'_>, batch: &RecordBatch, shaped: &mut Shaped) -> Res
                     ErrorKind::Data,
                     format!("a row of {} must be set aside, but dead letters are off", rules.table),
                 )
-                .with("table", rules.table)
                 .with("rule", rule)
                 .with("why", error)
                 .with("row", show(rules, batch, row))
