@@ -571,7 +571,7 @@ fn deletes_of_an_upstream_upsert_are_not_rows_of_the_batch() {
 }
 
 #[test]
-#[ignore = "written last, never run: the release build was locked"]
+
 fn whole_table_stars_dates_and_decimals() {
     let silver = table(
         "silver.orders",

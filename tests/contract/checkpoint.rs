@@ -137,6 +137,7 @@ async fn pruning_keeps_the_newest_batches_and_the_head() {
     assert_eq!(log.head().await.expect("reads").commit, Some(record(9)));
 }
 
+#[allow(clippy::disallowed_methods, reason = "the test does the damage")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_object_is_named_and_never_taken_for_an_empty_log() {
     for (damage, expected) in [

@@ -222,6 +222,8 @@ fn silver_line(order: &Order, cities: &HashMap<String, String>) -> String {
 }
 
 fn gold_lines(live: &[Order]) -> Vec<String> {
+    // (day, store) → (orders, cents)
+    #[allow(clippy::type_complexity, reason = "named once, used here only")]
     let mut groups: HashMap<(i64, Option<&String>), (u64, Option<i128>)> = HashMap::new();
     for order in live {
         if order.status.as_ref().is_none_or(|status| status.eq_ignore_ascii_case("cancelled")) {
