@@ -162,14 +162,37 @@ fn mask_node(node: &Node, lines: &mut [Vec<char>]) {
         Value::Sequence(items) => items.iter().for_each(|item| mask_node(item, lines)),
         Value::Mapping(entries) => {
             for entry in entries {
-                match &entry.value.value {
-                    Value::Scalar(scalar) if is_secret_key(&entry.key) && !scalar.text.starts_with("${") => {
-                        mask_span(entry.value.span, lines);
-                    }
+                match entry.key.as_str() {
+                    key if is_secret_key(key) => mask_scalars(&entry.value, lines),
+                    "security" => mask_security(&entry.value, lines),
                     _ => mask_node(&entry.value, lines),
                 }
             }
         }
+    }
+}
+
+/// Keys of `security` whose values may be shown. A misspelt `password` is none of them.
+const HARMLESS: [&str; 5] = ["protocol", "mechanism", "username", "ca", "cert"];
+
+fn mask_security(node: &Node, lines: &mut [Vec<char>]) {
+    match &node.value {
+        Value::Mapping(entries) => {
+            for entry in entries.iter().filter(|entry| !HARMLESS.contains(&entry.key.as_str())) {
+                mask_scalars(&entry.value, lines);
+            }
+        }
+        _ => mask_scalars(node, lines),
+    }
+}
+
+/// Masks whatever is written below a key that holds a secret, references apart.
+fn mask_scalars(node: &Node, lines: &mut [Vec<char>]) {
+    match &node.value {
+        Value::Scalar(scalar) if scalar.text.starts_with("${") => {}
+        Value::Scalar(_) => mask_span(node.span, lines),
+        Value::Sequence(items) => items.iter().for_each(|item| mask_scalars(item, lines)),
+        Value::Mapping(entries) => entries.iter().for_each(|entry| mask_scalars(&entry.value, lines)),
     }
 }
 
@@ -226,6 +249,8 @@ mod tests {
     fn literal_secrets_are_masked_and_references_are_not() {
         let text = document("s: {password: hunter2, user: x}\nt: {password: \"${P}\"}\n").source;
         assert_eq!(text, "s: {password: *******, user: x}\nt: {password: \"${P}\"}\n");
+        let text = document("security: {pasword: hunter2, protocol: SSL, password: [hunter3]}\n").source;
+        assert_eq!(text, "security: {pasword: *******, protocol: SSL, password: [*******]}\n");
         assert_eq!(masked_by_line("a: {b: c\npassword: x: y\n"), "a: {b: c\npassword: ** *\n");
     }
 }
