@@ -1,3 +1,4 @@
 //! End to end: the real binary on real services.
 
+mod examples;
 mod kafka;
