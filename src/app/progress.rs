@@ -84,11 +84,11 @@ fn bar(pipeline: &str) -> ProgressBar {
 impl Observer for Display {
     fn on_event(&mut self, event: &Event) {
         match event {
-            Event::Recovered { next: Next::Begin, .. } => self.line(format!("{}: first run", self.pipeline)),
-            Event::Recovered { next: Next::Continue { after }, .. } => {
+            Event::Recovered { next: Next::Begin } => self.line(format!("{}: first run", self.pipeline)),
+            Event::Recovered { next: Next::Continue { after } } => {
                 self.line(format!("{}: continues after batch {after}", self.pipeline));
             }
-            Event::Recovered { next: Next::Replay { batch }, .. } => self.line(format!(
+            Event::Recovered { next: Next::Replay { batch } } => self.line(format!(
                 "{}: batch {batch} was begun by an earlier run and not finished; finishing it with the same rows",
                 self.pipeline
             )),

@@ -11,8 +11,6 @@ pub enum Event {
     Recovered {
         /// What will happen.
         next: Next,
-        /// Offsets between the position and the end of the sources, where known.
-        backlog: Option<i64>,
     },
     /// A batch has a durable plan.
     Planned(Box<BatchPlan>),

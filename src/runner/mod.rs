@@ -241,7 +241,7 @@ impl Runner {
         };
         let offsets = self.first_offsets(facts.commit.as_ref()).await?;
         self.position = Some(Position { decision, offsets, last: facts.commit, applied: facts.tables });
-        self.emit(Event::Recovered { next, backlog: None });
+        self.emit(Event::Recovered { next });
         Ok(())
     }
 
