@@ -73,6 +73,13 @@ struct Position {
     applied: BTreeMap<String, TableFact>,
 }
 
+/// What the log did while the facts were gathered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Log {
+    StoodStill,
+    KeptMoving,
+}
+
 /// Runs one pipeline.
 pub struct Runner {
     parts: Parts,
@@ -231,9 +238,11 @@ impl Runner {
         if self.position.is_some() {
             return Ok(());
         }
-        let facts = self.observe().await?;
+        let (facts, log) = self.gather().await?;
         let decision = recover::recover(&facts);
         let next = match &decision {
+            // Facts from different moments; going on is safe all the same, for whoever comes second loses at its plan.
+            Decision::Halt(_) if log == Log::KeptMoving => return Err(self.overtaken()),
             Decision::Halt(why) => return Err(halted(why, &*self.parts.log)),
             Decision::Begin => Next::Begin,
             Decision::Plan { batch } => Next::Continue { after: batch - 1 },
@@ -245,22 +254,30 @@ impl Runner {
         Ok(())
     }
 
+    /// The facts as they are now.
+    pub async fn observe(&mut self) -> Result<Facts> {
+        Ok(self.gather().await?.0)
+    }
+
     /// The facts that recovery decides on. Another runner may be at work while they are gathered, and a log from before
     /// its batch beside tables from after it would look like damage: if the log moved, everything is looked at again.
-    pub async fn observe(&mut self) -> Result<Facts> {
+    async fn gather(&mut self) -> Result<(Facts, Log)> {
         let mut facts = self.look().await?;
         for _ in 0..MAX_LOOKS {
             let head = self.parts.log.head().await?;
             if (&head.plan, &head.commit) == (&facts.plan, &facts.commit) {
-                break;
+                return Ok((facts, Log::StoodStill));
             }
             facts = self.look().await?;
         }
-        Ok(facts)
+        Ok((facts, Log::KeptMoving))
     }
 
+    /// The log first, then the tables: beside a look at the log, a table could be read before a batch and the log after
+    /// it, and no second look at the log would tell.
     async fn look(&mut self) -> Result<Facts> {
         let parts = &mut self.parts;
+        let head = parts.log.head().await?;
         let pipeline_id = parts.pipeline_id.clone();
         let tables = parts.tables.iter_mut().map(|table| {
             let name = table.definition().name.clone();
@@ -278,7 +295,7 @@ impl Runner {
                 Ok::<_, Error>((name, fact))
             }
         });
-        let (head, tables) = futures::try_join!(parts.log.head(), futures::future::try_join_all(tables))?;
+        let tables = futures::future::try_join_all(tables).await?;
         Ok(Facts {
             pipeline: parts.spec.name.clone(),
             pipeline_id,
@@ -288,6 +305,13 @@ impl Runner {
             commit: head.commit,
             tables: tables.into_iter().collect(),
         })
+    }
+
+    fn overtaken(&self) -> Error {
+        let text = format!("another runner works on pipeline `{}`: its log moved at every look", self.parts.spec.name);
+        Error::new(ErrorKind::Busy, text)
+            .with("checkpoint", self.parts.log.location())
+            .help("this runner wrote nothing; stop one of the two, or let the other finish and run again")
     }
 
     /// Where each source continues: after the last commit, or where a first run starts. A first position is recorded
