@@ -4,6 +4,8 @@
 mod architecture;
 mod config;
 mod contract;
+// Every schedule of crashes, lost replies and two runners, against the production recovery.
+mod protocol;
 // The sandbox, the broker, the generator and the oracle that the modules below share; its own tests are about itself.
 mod support;
 
