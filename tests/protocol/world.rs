@@ -292,8 +292,8 @@ impl Storage {
     /// The laws that hold at every moment.
     fn check(&self) -> Result<(), Broken> {
         let History { start, effective, planned, done } = &self.history;
-        for table in 0..TABLES {
-            let (name, applied) = (NAMES[table], self.tables[table].applied);
+        for (table, name) in NAMES.iter().enumerate().take(TABLES) {
+            let applied = self.tables[table].applied;
             if applied > *planned {
                 return broken(format!("{name} holds batch {applied:?}, planned is {planned:?}"));
             }
