@@ -89,6 +89,12 @@ pub enum Command {
     Run(RunArgs),
     /// Show where a pipeline stands: last batch, backlog, tables
     Status(StatusArgs),
+    /// Show and move the offsets that a pipeline has read up to
+    #[command(subcommand)]
+    Offsets(OffsetsCommand),
+    /// Look at a pipeline's checkpoint, check it against tables and source, rebuild it from the tables
+    #[command(subcommand)]
+    Checkpoint(CheckpointCommand),
     /// Print the JSON Schema of pipeline files, for editors
     Schema,
     /// Print a shell completion script
@@ -151,4 +157,101 @@ pub struct StatusArgs {
     /// Do not ask the source for its end (no backlog shown)
     #[arg(long)]
     pub offline: bool,
+}
+
+/// What to do with offsets.
+#[derive(Debug, Subcommand)]
+pub enum OffsetsCommand {
+    /// Show per source and partition: checkpoint, earliest and end of the source, lag
+    Show(PipelineArgs),
+    /// Move single partitions to offsets; without --yes only says what would happen
+    Set(OffsetsSetArgs),
+    /// Move a source to a batch, a time, or its beginning; without --yes only says what would happen
+    Rewind(OffsetsRewindArgs),
+}
+
+/// Arguments of `offsets set`.
+#[derive(Debug, Args)]
+pub struct OffsetsSetArgs {
+    /// The pipeline.
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
+    /// Where to: topic (or file), partition, next offset to read
+    #[arg(required = true, value_name = "TOPIC:PARTITION=OFFSET")]
+    pub positions: Vec<String>,
+    /// How it is done.
+    #[command(flatten)]
+    pub moving: MovingArgs,
+}
+
+/// Arguments of `offsets rewind`.
+#[derive(Debug, Args)]
+pub struct OffsetsRewindArgs {
+    /// The pipeline.
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
+    /// Where to: `batch:N` (right after batch N), an RFC 3339 time (first record at or after it), or `earliest`
+    #[arg(long, value_name = "WHERE")]
+    pub to: String,
+    /// How it is done.
+    #[command(flatten)]
+    pub moving: MovingArgs,
+}
+
+/// What moving offsets has in common.
+#[derive(Debug, Args)]
+pub struct MovingArgs {
+    /// Which source, where the pipeline has several
+    #[arg(long, value_name = "NAME")]
+    pub source: Option<String>,
+    /// Go on although append tables without source coordinates will hold the rows twice
+    #[arg(long)]
+    pub accept_duplicates: bool,
+    /// Do it; without this nothing is written
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// What to do with a checkpoint.
+#[derive(Debug, Subcommand)]
+pub enum CheckpointCommand {
+    /// Show identity, head, last batches and offsets
+    Show(CheckpointShowArgs),
+    /// Check every object, the tables, and whether the source still has the offsets; exit 78 if something must be mended
+    Verify(CheckpointVerifyArgs),
+    /// Rebuild a lost or damaged checkpoint from the tables; without --yes only says what would be written
+    Rebuild(CheckpointRebuildArgs),
+}
+
+/// Arguments of `checkpoint show`.
+#[derive(Debug, Args)]
+pub struct CheckpointShowArgs {
+    /// The pipeline.
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
+    /// Show this batch whole
+    #[arg(long, value_name = "N")]
+    pub batch: Option<i64>,
+}
+
+/// Arguments of `checkpoint verify`.
+#[derive(Debug, Args)]
+pub struct CheckpointVerifyArgs {
+    /// The pipeline.
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
+    /// Do not ask the source whether it still has the offsets
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// Arguments of `checkpoint rebuild`.
+#[derive(Debug, Args)]
+pub struct CheckpointRebuildArgs {
+    /// The pipeline.
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
+    /// Do it; without this nothing is written
+    #[arg(long)]
+    pub yes: bool,
 }

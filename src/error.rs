@@ -123,6 +123,16 @@ impl Error {
         self
     }
 
+    /// Puts the pipeline's file into the commands to type, which layers that do not know it write as `tidegate … FILE`.
+    pub fn naming(mut self, file: &std::path::Path) -> Self {
+        let file = file.display().to_string();
+        for line in self.help.iter_mut().filter(|line| line.contains("tidegate ")) {
+            let words: Vec<String> = line.split(' ').map(|word| named(word, &file)).collect();
+            *line = words.join(" ");
+        }
+        self
+    }
+
     /// What the operator does next.
     pub fn kind(&self) -> ErrorKind {
         self.kind
@@ -170,6 +180,14 @@ impl Error {
             text.push_str(&format!("  help: {}\n", line.replace('\n', "\n        ")));
         }
         text
+    }
+}
+
+/// `FILE`, with the punctuation that may follow it.
+fn named(word: &str, file: &str) -> String {
+    match word.strip_prefix("FILE") {
+        Some(rest) if rest.chars().all(|c| !c.is_alphanumeric()) => format!("{file}{rest}"),
+        _ => word.to_string(),
     }
 }
 

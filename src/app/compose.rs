@@ -7,6 +7,7 @@ use std::sync::Arc;
 use arrow::datatypes::SchemaRef;
 
 use super::Failure;
+use crate::checkpoint::lock::{self, Lock};
 use crate::checkpoint::log::ObjectLog;
 use crate::checkpoint::{CheckpointLog, Identity};
 use crate::cli::Global;
@@ -14,9 +15,10 @@ use crate::config::document::{SqlField, SqlPlace};
 use crate::config::report::Report;
 use crate::config::spec::PipelineSpec;
 use crate::config::{self, Loaded};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::batch::{FORMAT_VERSION, Owner};
-use crate::runner::Parts;
+use crate::model::recover::Inconsistency;
+use crate::runner::{Parts, halted};
 use crate::runner::clock::{Clock, SystemClock};
 use crate::runner::event::Observer;
 use crate::source::{self, Source};
@@ -116,6 +118,59 @@ pub(super) fn new_identity(spec: &PipelineSpec, owner: &Owner) -> Identity {
         pipeline: spec.name.clone(),
         created_by: owner.clone(),
     }
+}
+
+/// The identity in the log, which must be this pipeline's.
+pub(super) async fn known_identity(spec: &PipelineSpec, log: &ObjectLog) -> Result<Option<Identity>> {
+    let identity = log.identity().await?;
+    if let Some(found) = identity.as_ref().filter(|identity| identity.pipeline != spec.name) {
+        let why = Inconsistency::OtherPipeline { found: found.pipeline.clone() };
+        return Err(halted(&why, log));
+    }
+    Ok(identity)
+}
+
+/// The identity in the log, made at the first run. A log that lost its identity, or tables that remember a log which is
+/// not there, are not a first run: a new identity would only bury what is left.
+pub(super) async fn identity(checked: &Checked, log: &ObjectLog, owner: &Owner) -> Result<Identity> {
+    let spec = &checked.spec;
+    if let Some(identity) = known_identity(spec, log).await? {
+        return Ok(identity);
+    }
+    let head = log.head().await?;
+    let lake = storage::open(&spec.lake)?;
+    let mut remembers = None;
+    for table in table_names(checked) {
+        let maker = table::trace::maker(&lake, &table).await?;
+        remembers = remembers.or(maker.is_some_and(|maker| maker.pipeline == spec.name).then_some(table));
+    }
+    // Another runner may have been faster with its own first run.
+    if let Some(identity) = known_identity(spec, log).await? {
+        return Ok(identity);
+    }
+    if head.plan.is_some() || head.commit.is_some() {
+        return Err(Error::config("the checkpoint holds batches, but its metadata.json is gone")
+            .with("checkpoint", log.location())
+            .help("nothing was read or written; restore metadata.json from a backup")
+            .help("or rebuild it from the tables, which know whose they are: tidegate checkpoint rebuild FILE"));
+    }
+    if let Some(table) = remembers {
+        return Err(halted(&Inconsistency::CheckpointLost { table }, log));
+    }
+    log.create(&new_identity(spec, owner)).await
+}
+
+/// Names of the pipeline's tables, dead letters included.
+pub(super) fn table_names(checked: &Checked) -> Vec<String> {
+    let tables = checked.spec.tables.iter().map(|table| table.name.clone());
+    tables.chain(checked.spec.dead_letters.iter().map(|dead_letters| dead_letters.table.clone())).collect()
+}
+
+/// The lock of a pipeline's log, where there is something on this host to lock.
+pub(super) fn lock(spec: &PipelineSpec, log: &ObjectLog, owner: &Owner) -> Result<Option<Lock>> {
+    let location = log.location();
+    let folder = Path::new(&location);
+    folder.is_absolute().then(|| lock::acquire(folder, &spec.name, owner)).transpose()
 }
 
 /// The tables of the pipeline in graph order, dead letters last.

@@ -1,7 +1,9 @@
 //! Where everything is joined: one module a subcommand, and the composition of a pipeline from its parts.
 
+mod checkpoint;
 mod compose;
 mod init;
+mod offsets;
 mod output;
 mod plan;
 mod progress;
@@ -15,7 +17,7 @@ use std::process::ExitCode;
 use clap::CommandFactory;
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{Cli, Command, Global, LogFormat, Output};
+use crate::cli::{CheckpointCommand, Cli, Command, Global, LogFormat, OffsetsCommand, Output};
 use crate::config::report::Report;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -58,7 +60,7 @@ pub fn main(cli: Cli) -> ExitCode {
             return finish(&cli.global, Err(error.into()));
         }
     };
-    let outcome = runtime.block_on(dispatch(&cli));
+    let outcome = runtime.block_on(dispatch(&cli)).map_err(|failure| name_file(failure, &cli.command));
     // Detached work (a metadata refresh of librdkafka, say) must not hold up the exit.
     runtime.shutdown_background();
     finish(&cli.global, outcome)
@@ -72,6 +74,12 @@ async fn dispatch(cli: &Cli) -> Result<Outcome, Failure> {
         Command::Plan(args) => plan::plan(global, args).await,
         Command::Run(args) => run::run(global, args).await,
         Command::Status(args) => status::status(global, args).await,
+        Command::Offsets(OffsetsCommand::Show(args)) => offsets::show(global, args).await,
+        Command::Offsets(OffsetsCommand::Set(args)) => offsets::set(global, args).await,
+        Command::Offsets(OffsetsCommand::Rewind(args)) => offsets::rewind(global, args).await,
+        Command::Checkpoint(CheckpointCommand::Show(args)) => checkpoint::show::show(global, args).await,
+        Command::Checkpoint(CheckpointCommand::Verify(args)) => checkpoint::verify::verify(global, args).await,
+        Command::Checkpoint(CheckpointCommand::Rebuild(args)) => checkpoint::rebuild::rebuild(global, args).await,
         Command::Schema => {
             let schema = crate::config::json_schema();
             Ok(Outcome { text: format!("{schema:#}\n"), json: schema, code: 0 })
@@ -82,6 +90,25 @@ async fn dispatch(cli: &Cli) -> Result<Outcome, Failure> {
             let text = String::from_utf8_lossy(&script).into_owned();
             Ok(Outcome { json: serde_json::json!({ "script": text }), text, code: 0 })
         }
+    }
+}
+
+/// Commands to type name the file that was given.
+fn name_file(failure: Failure, command: &Command) -> Failure {
+    let file = match command {
+        Command::Plan(args) | Command::Offsets(OffsetsCommand::Show(args)) => &args.file,
+        Command::Run(args) => &args.pipeline.file,
+        Command::Status(args) => &args.pipeline.file,
+        Command::Offsets(OffsetsCommand::Set(args)) => &args.pipeline.file,
+        Command::Offsets(OffsetsCommand::Rewind(args)) => &args.pipeline.file,
+        Command::Checkpoint(CheckpointCommand::Show(args)) => &args.pipeline.file,
+        Command::Checkpoint(CheckpointCommand::Verify(args)) => &args.pipeline.file,
+        Command::Checkpoint(CheckpointCommand::Rebuild(args)) => &args.pipeline.file,
+        _ => return failure,
+    };
+    match failure {
+        Failure::Error(error) => Failure::Error(Box::new(error.naming(file))),
+        report => report,
     }
 }
 

@@ -22,7 +22,7 @@ pub(super) async fn plan(global: &Global, args: &PipelineArgs) -> Result<Outcome
     let spec = checked.spec.clone();
     let owner = compose::owner();
     let log = compose::open_log(&spec)?;
-    let identity = match log.identity().await? {
+    let identity = match compose::known_identity(&spec, &log).await? {
         Some(identity) => identity,
         None => compose::new_identity(&spec, &owner),
     };

@@ -10,7 +10,6 @@ use tokio::sync::watch;
 use super::output::{aligned, batch_json, counted, duration, grouped};
 use super::progress::Display;
 use super::{Failure, Outcome, compose};
-use crate::checkpoint::{CheckpointLog, lock};
 use crate::cli::{Global, RunArgs};
 use crate::config::spec::PipelineSpec;
 use crate::error::{Error, ErrorKind, Result};
@@ -29,14 +28,8 @@ pub(super) async fn run(global: &Global, args: &RunArgs) -> Result<Outcome, Fail
     };
     let owner = compose::owner();
     let log = compose::open_log(&spec)?;
-    let location = log.location();
-    let folder = std::path::Path::new(&location);
-    // An object store has nothing on this host to lock.
-    let _lock = folder.is_absolute().then(|| lock::acquire(folder, &spec.name, &owner)).transpose()?;
-    let identity = match log.identity().await? {
-        Some(identity) => identity,
-        None => log.create(&compose::new_identity(&spec, &owner)).await?,
-    };
+    let _lock = compose::lock(&spec, &log, &owner)?;
+    let identity = compose::identity(&checked, &log, &owner).await?;
     let stop = stop_signal()?;
     let display = Display::new(global, &spec.name, &identity.pipeline_id, &owner);
     let run_id = owner.run_id.clone();

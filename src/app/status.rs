@@ -19,7 +19,7 @@ pub(super) async fn status(global: &Global, args: &StatusArgs) -> Result<Outcome
     let owner = compose::owner();
     let log = compose::open_log(&spec)?;
     let location = log.location();
-    let identity = log.identity().await?;
+    let identity = compose::known_identity(&spec, &log).await?;
     let mut text = format!("{}: {}\n", spec.name, spec.file.display());
     let Some(identity) = identity else {
         text.push_str(&format!("  never ran: no checkpoint at {location}\n"));

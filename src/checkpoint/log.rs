@@ -8,8 +8,10 @@
 //!   commits/00000000000000000042.json    outcome of batch 42, written after every table carries it
 //! ```
 //!
-//! Every object is created with put-if-absent and never changes. Names are zero-padded so that a listing is in batch
+//! Every object is created with put-if-absent, never changes, and carries a checksum and the id of its log. Names are zero-padded so that a listing is in batch
 //! order. The newest pair is found by one listing at start; after that the runner remembers.
+
+use std::sync::OnceLock;
 
 use async_trait::async_trait;
 use futures::TryStreamExt;
@@ -18,7 +20,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload}
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{CheckpointLog, Claim, Head, Identity};
+use super::{CheckpointLog, Claim, Head, Identity, seal};
 use crate::error::{Error, Result};
 use crate::model::batch::{BatchId, BatchPlan, CommitRecord, FORMAT_VERSION};
 use crate::model::offset::Offsets;
@@ -28,11 +30,13 @@ use crate::storage::{self, Storage};
 #[derive(Debug)]
 pub struct ObjectLog {
     storage: Storage,
+    /// Id of the log once it is known: objects of another log are refused from then on.
+    id: OnceLock<String>,
 }
 
 /// Kinds of numbered objects.
 #[derive(Debug, Clone, Copy)]
-enum Kind {
+pub(super) enum Kind {
     Offsets,
     Commits,
 }
@@ -60,13 +64,11 @@ enum Put {
 impl ObjectLog {
     /// The log in a folder that holds nothing else.
     pub fn new(storage: Storage) -> Self {
-        ObjectLog { storage }
+        ObjectLog { storage, id: OnceLock::new() }
     }
 
     async fn put<T: Serialize>(&self, path: &Path, value: &T) -> Result<Put> {
-        let mut bytes = serde_json::to_vec_pretty(value)
-            .map_err(|e| Error::failed("a checkpoint object could not be serialised").caused_by(e))?;
-        bytes.push(b'\n');
+        let bytes = seal::seal(value, self.id.get().map(String::as_str))?;
         let options = PutOptions::from(PutMode::Create);
         match self.storage.store.put_opts(path, PutPayload::from(bytes), options).await {
             Ok(_) => Ok(Put::Created),
@@ -77,14 +79,57 @@ impl ObjectLog {
         }
     }
 
-    async fn get<T: DeserializeOwned>(&self, path: &Path) -> Result<Option<T>> {
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &Path) -> Result<Option<T>> {
         let bytes = match self.storage.store.get(path).await {
             Ok(found) => found.bytes().await,
             Err(object_store::Error::NotFound { .. }) => return Ok(None),
             Err(error) => Err(error),
         };
         let bytes = bytes.map_err(|e| storage::explain(&e, "read the checkpoint", &self.name(path)))?;
-        parse(&bytes, &self.name(path)).map(Some)
+        seal::open(&bytes, &self.name(path), self.id.get().map(String::as_str)).map(Some)
+    }
+
+    /// A numbered object, which must say the number that its name says.
+    pub(super) async fn get_batch<T: DeserializeOwned + Numbered>(
+        &self,
+        kind: Kind,
+        batch: BatchId,
+    ) -> Result<Option<T>> {
+        let path = kind.path(batch);
+        let found: Option<T> = self.get(&path).await?;
+        match found.as_ref().map(Numbered::number) {
+            Some(number) if number != batch => {
+                let why = format!("it holds batch {number} under the name of batch {batch}: it was renamed or copied");
+                Err(seal::damaged(&self.name(&path), &why))
+            }
+            _ => Ok(found),
+        }
+    }
+
+    pub(super) async fn get_start(&self, source: &str) -> Result<Option<Start>> {
+        let path = Path::from(format!("sources/{source}.json"));
+        let start: Option<Start> = self.get(&path).await?;
+        match start.as_ref().and_then(|start| start.source.as_deref()) {
+            Some(name) if name != source => {
+                let why = format!("it holds the start of source `{name}`: it was renamed or copied");
+                Err(seal::damaged(&self.name(&path), &why))
+            }
+            _ => Ok(start),
+        }
+    }
+
+    pub(super) fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    /// Says whose log this is, where its own metadata cannot.
+    pub fn expect(&self, pipeline_id: &str) {
+        let _ = self.id.set(pipeline_id.to_string());
+    }
+
+    /// From here on objects are marked with this id, and those marked with another are refused.
+    fn know(&self, identity: &Identity) {
+        let _ = self.id.set(identity.pipeline_id.clone());
     }
 
     async fn newest(&self, kind: Kind) -> Result<Vec<BatchId>> {
@@ -100,47 +145,43 @@ impl ObjectLog {
         Ok(ids)
     }
 
-    fn name(&self, path: &Path) -> String {
+    pub(super) fn name(&self, path: &Path) -> String {
         format!("{}/{path}", self.location())
     }
 }
 
 /// Ignores whatever is not `<20 digits>.json`: temporary files, editors' backups.
-fn batch_of(path: &Path) -> Option<BatchId> {
+pub(super) fn batch_of(path: &Path) -> Option<BatchId> {
     let digits = path.filename()?.strip_suffix(".json")?;
     (digits.len() == 20).then(|| digits.parse().ok()).flatten()
 }
 
-/// Checks the version before anything else, so that a newer format is named as such and not as a missing field.
-fn parse<T: DeserializeOwned>(bytes: &[u8], name: &str) -> Result<T> {
-    #[derive(serde::Deserialize)]
-    struct Versioned {
-        version: u32,
+/// An object whose content says its batch.
+pub(super) trait Numbered {
+    /// The batch.
+    fn number(&self) -> BatchId;
+}
+
+impl Numbered for BatchPlan {
+    fn number(&self) -> BatchId {
+        self.batch
     }
-    let damaged = |why: String| {
-        Error::config(format!("checkpoint object {name} is damaged: {why}"))
-            .help("nothing was read or written; tidegate never guesses where to start")
-            .help("restore this object from a backup of the checkpoint folder")
-    };
-    if bytes.iter().all(u8::is_ascii_whitespace) {
-        return Err(damaged("it is empty".into()));
+}
+
+impl Numbered for CommitRecord {
+    fn number(&self) -> BatchId {
+        self.batch
     }
-    let versioned: Versioned = serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))?;
-    if versioned.version > FORMAT_VERSION {
-        return Err(Error::config(format!(
-            "checkpoint object {name} has format version {}, this tidegate reads up to {FORMAT_VERSION}",
-            versioned.version
-        ))
-        .help("nothing was read or written; run the newer tidegate that wrote it"));
-    }
-    serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))
 }
 
 /// First offsets of one source.
 #[derive(serde::Serialize, serde::Deserialize)]
-struct Start {
+pub(super) struct Start {
     version: u32,
-    offsets: Offsets,
+    /// Since version 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    source: Option<String>,
+    pub(super) offsets: Offsets,
 }
 
 #[async_trait]
@@ -150,25 +191,32 @@ impl CheckpointLog for ObjectLog {
     }
 
     async fn identity(&self) -> Result<Option<Identity>> {
-        self.get(&Path::from("metadata.json")).await
+        let identity: Option<Identity> = self.get(&Path::from("metadata.json")).await?;
+        if let Some(identity) = &identity {
+            self.know(identity);
+        }
+        Ok(identity)
     }
 
     async fn create(&self, identity: &Identity) -> Result<Identity> {
         let path = Path::from("metadata.json");
         match self.put(&path, identity).await? {
-            Put::Created => Ok(identity.clone()),
-            Put::Existed => self.get(&path).await?.ok_or_else(|| vanished(&self.name(&path))),
+            Put::Created => {
+                self.know(identity);
+                Ok(identity.clone())
+            }
+            Put::Existed => self.identity().await?.ok_or_else(|| vanished(&self.name(&path))),
         }
     }
 
     async fn start(&self, source: &str) -> Result<Option<Offsets>> {
-        let start: Option<Start> = self.get(&Path::from(format!("sources/{source}.json"))).await?;
-        Ok(start.map(|start| start.offsets))
+        Ok(self.get_start(source).await?.map(|start| start.offsets))
     }
 
     async fn record_start(&self, source: &str, offsets: &Offsets) -> Result<Offsets> {
         let path = Path::from(format!("sources/{source}.json"));
-        let start = Start { version: FORMAT_VERSION, offsets: offsets.clone() };
+        let start =
+            Start { version: FORMAT_VERSION, source: Some(source.to_string()), offsets: offsets.clone() };
         match self.put(&path, &start).await? {
             Put::Created => Ok(start.offsets),
             Put::Existed => self.start(source).await?.ok_or_else(|| vanished(&self.name(&path))),
@@ -179,10 +227,10 @@ impl CheckpointLog for ObjectLog {
         let (plans, commits) = (self.newest(Kind::Offsets).await?, self.newest(Kind::Commits).await?);
         let mut head = Head::default();
         if let Some(&batch) = plans.last() {
-            head.plan = self.get(&Kind::Offsets.path(batch)).await?;
+            head.plan = self.get_batch(Kind::Offsets, batch).await?;
         }
         if let Some(&batch) = commits.last() {
-            head.commit = self.get(&Kind::Commits.path(batch)).await?;
+            head.commit = self.get_batch(Kind::Commits, batch).await?;
         }
         Ok(head)
     }
@@ -192,7 +240,8 @@ impl CheckpointLog for ObjectLog {
         match self.put(&path, plan).await? {
             Put::Created => Ok(Claim::Claimed),
             Put::Existed => {
-                let winner: BatchPlan = self.get(&path).await?.ok_or_else(|| vanished(&self.name(&path)))?;
+                let winner: Option<BatchPlan> = self.get_batch(Kind::Offsets, plan.batch).await?;
+                let winner = winner.ok_or_else(|| vanished(&self.name(&path)))?;
                 Ok(Claim::Taken(Box::new(winner)))
             }
         }
@@ -206,7 +255,7 @@ impl CheckpointLog for ObjectLog {
         let ids = self.newest(Kind::Commits).await?;
         let mut records = Vec::new();
         for &batch in ids.iter().rev().take(count) {
-            records.extend(self.get(&Kind::Commits.path(batch)).await?);
+            records.extend(self.get_batch::<CommitRecord>(Kind::Commits, batch).await?);
         }
         Ok(records)
     }

@@ -6,8 +6,10 @@
 //! 2. Reads see every write that has returned (read-after-write).
 //! 3. Safety decisions are not made here: the log reports facts, [`crate::model::recover`] decides.
 
+pub mod inspect;
 pub mod lock;
 pub mod log;
+mod seal;
 
 use async_trait::async_trait;
 

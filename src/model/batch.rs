@@ -1,16 +1,17 @@
 //! The two durable records of a batch: its plan (intent, written before a row is read) and its commit record (outcome,
 //! written after every table carries the batch). Both are small JSON objects with a version; [`FORMAT_VERSION`] is the
-//! only one written, older ones stay readable (golden files in `tests/golden`).
+//! only one written, older ones stay readable (golden files in `tests/golden`). Version 2 added a checksum and the
+//! pipeline id to the object; both are the log's business and not part of the records here.
 
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::offset::{OffsetRanges, Offsets};
+use super::offset::{Discontinuity, OffsetRanges, Offsets};
 
 /// Version of the on-disk records that this build writes.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Number of a batch: dense, from 0, strictly increasing. It is the `version` of the Delta `txn` actions.
 pub type BatchId = i64;
@@ -44,6 +45,10 @@ pub struct BatchPlan {
     /// never read; this is the audit trail.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub skipped: BTreeMap<String, OffsetRanges>,
+    /// Where an operator moved a position (`tidegate offsets`): `[was, now]`, by source name. Such a batch reads nothing;
+    /// it only carries the move through every table, so that a crash cannot leave half of it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub moved: BTreeMap<String, OffsetRanges>,
     /// Event-time watermark in force for this batch, by source name; absent = none yet.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub watermarks: BTreeMap<String, DateTime<Utc>>,
@@ -64,6 +69,34 @@ impl BatchPlan {
     pub fn until(&self) -> BTreeMap<String, Offsets> {
         let until = |ranges: &OffsetRanges| Offsets(ranges.0.iter().map(|(p, r)| (p.clone(), r.until)).collect());
         self.sources.iter().map(|(name, ranges)| (name.clone(), until(ranges))).collect()
+    }
+
+    /// The position of every known partition after the batch. A plan that does not continue `position` is refused: this
+    /// is the last line of defence against lost or doubled offsets.
+    pub fn advance(&self, position: &BTreeMap<String, Offsets>) -> Result<BTreeMap<String, Offsets>, Discontinuity> {
+        let mut offsets = position.clone();
+        for (name, ranges) in &self.sources {
+            let from = offsets.entry(name.clone()).or_default();
+            for (partition, skipped) in self.skipped.get(name).iter().flat_map(|skipped| &skipped.0) {
+                from.0.insert(partition.clone(), skipped.until);
+            }
+            for (partition, moved) in self.moved.get(name).iter().flat_map(|moved| &moved.0) {
+                let at = from.0.insert(partition.clone(), moved.until).unwrap_or_default();
+                let (partition, from) = (partition.clone(), moved.from);
+                match at.cmp(&from) {
+                    std::cmp::Ordering::Less => return Err(Discontinuity::Gap { partition, at, from }),
+                    std::cmp::Ordering::Greater => return Err(Discontinuity::Overlap { partition, at, from }),
+                    std::cmp::Ordering::Equal => {}
+                }
+            }
+            *from = from.advance(ranges)?;
+        }
+        Ok(offsets)
+    }
+
+    /// Whether the batch moves positions instead of reading.
+    pub fn is_move(&self) -> bool {
+        !self.moved.is_empty()
     }
 }
 

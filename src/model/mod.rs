@@ -2,6 +2,10 @@
 //! clock, no data frames.
 
 pub mod batch;
+pub mod note;
 pub mod offset;
+pub mod rebuild;
 pub mod recover;
+pub mod relocate;
 pub mod trigger;
+pub mod verify;

@@ -329,14 +329,15 @@ impl Inconsistency {
         let lines: &[&str] = match self {
             Inconsistency::LogGap { .. } => &[
                 "an object of the log was deleted or copied by hand; restore the folder from a backup",
-                "or give the pipeline a new `name` and a new `lake` to start over",
+                "or let the tables say where it stood: tidegate checkpoint verify FILE names what is wrong, \
+                 tidegate checkpoint rebuild FILE shows what it would write",
             ],
             Inconsistency::OtherPipeline { .. } => {
                 &["point `checkpoints` at this pipeline's own folder, or restore the pipeline's `name`"]
             }
             Inconsistency::CheckpointLost { .. } => &[
                 "restore the checkpoint folder from a backup: starting over would read rows twice",
-                "or give the pipeline a new `name` and a new `lake` to start over",
+                "or rebuild it from the tables, which know their last batch: tidegate checkpoint rebuild FILE",
             ],
             Inconsistency::ForeignTable { .. } => {
                 &["choose another table name or another `lake`; tidegate never writes into a table that is not its own"]
@@ -344,6 +345,7 @@ impl Inconsistency {
             Inconsistency::TableAhead { .. } => &[
                 "the checkpoint folder is older than the tables: restore its newest copy",
                 "is another runner using the same lake with another checkpoint folder?",
+                "if there is no newer copy: move the folder away, then tidegate checkpoint rebuild FILE",
             ],
             Inconsistency::TableBehind { .. } | Inconsistency::TableRestored { .. } => &[
                 "was it left out of the pipeline file for a while? then give it a new name: it starts with the next batch",
@@ -380,6 +382,7 @@ mod tests {
             batch_time: DateTime::UNIX_EPOCH,
             sources: BTreeMap::new(),
             skipped: BTreeMap::new(),
+            moved: BTreeMap::new(),
             watermarks: BTreeMap::new(),
             pinned: BTreeMap::new(),
             meaning: BTreeMap::from([("silver".to_string(), "upsert key=id".to_string())]),

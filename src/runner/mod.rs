@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod event;
+pub mod relocate;
 mod shaping;
 mod step;
 
@@ -377,7 +378,7 @@ pub fn meaning(spec: &PipelineSpec) -> BTreeMap<String, String> {
 
 /// Hash of everything that turns the rows of a batch into tables. Written out by hand: how the types print must not
 /// decide whether a batch may be finished.
-fn recipe(spec: &PipelineSpec) -> String {
+pub fn recipe(spec: &PipelineSpec) -> String {
     use sha2::{Digest, Sha256};
     let mut hash = Sha256::new();
     let mut add = |part: &str| {
@@ -405,7 +406,8 @@ fn recipe(spec: &PipelineSpec) -> String {
     hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn halted(why: &recover::Inconsistency, log: &dyn CheckpointLog) -> Error {
+/// The error of a pipeline that must not go on.
+pub fn halted(why: &recover::Inconsistency, log: &dyn CheckpointLog) -> Error {
     let error = Error::new(ErrorKind::Config, why.to_string())
         .with("checkpoint", log.location())
         .help("nothing was read or written");

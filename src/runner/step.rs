@@ -13,15 +13,16 @@ use crate::checkpoint::Claim;
 use crate::config::spec::{From, OnDataLoss, SourceKind, TableSpec, WriteSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::batch::{BatchId, BatchPlan, CommitRecord, FORMAT_VERSION, Owner, Receipt};
+use crate::model::note::Note;
 use crate::model::offset::{OffsetRanges, Offsets, Partition, Range};
 use crate::model::recover::{Decision, TableFact};
 use crate::source::Limits;
 use crate::table::{Change, Txn};
-use crate::transform::Inputs;
+use crate::transform::{BatchContext, Inputs};
 
 /// Wall time per phase of a batch, in milliseconds.
 #[derive(Default)]
-struct Phases(BTreeMap<String, u64>);
+pub(super) struct Phases(BTreeMap<String, u64>);
 
 impl Phases {
     fn add(&mut self, phase: &str, since: Instant) {
@@ -50,6 +51,19 @@ impl Runner {
             },
             Decision::Halt(why) => return Err(Error::config(why.to_string())),
         };
+        let record = self.carry_through(plan, replayed, phases, started, ends).await?;
+        Ok(Stepped::Ran(Box::new(record)))
+    }
+
+    /// From a durable plan to the position after it.
+    pub(super) async fn carry_through(
+        &mut self,
+        plan: BatchPlan,
+        replayed: bool,
+        phases: Phases,
+        started: Instant,
+        ends: &BTreeMap<String, Offsets>,
+    ) -> Result<CommitRecord> {
         let span = info_span!("batch", pipeline = %plan.pipeline, id = plan.batch);
         let record = tracing::Instrument::instrument(self.finish(&plan, phases, started), span).await?;
         self.advance(&plan, record.clone())?;
@@ -62,7 +76,7 @@ impl Runner {
         {
             debug!(%error, "old checkpoint objects stay; the next clean-up tries again");
         }
-        Ok(Stepped::Ran(Box::new(record)))
+        Ok(record)
     }
 
     fn idle(&mut self) -> Stepped {
@@ -96,6 +110,7 @@ impl Runner {
             pipeline: self.parts.spec.name.clone(),
             batch_time: self.parts.clock.now(),
             skipped: self.skipped(&sources),
+            moved: BTreeMap::new(),
             sources,
             watermarks: BTreeMap::new(),
             pinned,
@@ -168,13 +183,19 @@ impl Runner {
                 ))
                 .help("nothing was written; put the source back until this batch is done")
             })?;
-            records.insert(name.clone(), source.read(ranges).await?);
+            // A batch that moves positions reads nothing; then nobody needs to be asked.
+            let read = if plan.is_move() { Vec::new() } else { source.read(ranges).await? };
+            records.insert(name.clone(), read);
         }
         phases.add("getBatch", reading);
 
         let shaping_started = Instant::now();
         let lookups = self.load_lookups(plan).await?;
-        let mut shaping = {
+        let mut shaping = if plan.is_move() {
+            let context =
+                BatchContext { pipeline: plan.pipeline.clone(), batch: plan.batch, batch_time: plan.batch_time };
+            Shaping::empty(&context)
+        } else {
             let (spec, transform) = (self.parts.spec.clone(), self.parts.transform.clone());
             let (plan, lookups) = (plan.clone(), lookups.clone());
             blocking(move || Shaping::compute(&spec, &*transform, &plan, records, &lookups)).await?
@@ -230,7 +251,8 @@ impl Runner {
                 }
                 _ => None,
             };
-            if late.contains(&table.name) {
+            // Without a batch there is nothing to shape but the groups that a move back touches.
+            if late.contains(&table.name) && (groups.is_some() || !plan.is_move()) {
                 self.shape_deferred(&table, groups.as_ref(), shaping, lookups).await?;
             }
             let rows = shaping.rows_of(&table.name);
@@ -238,13 +260,14 @@ impl Runner {
             shaping.release(&table.name, &later.iter().filter(|table| late.contains(&table.name)).collect::<Vec<_>>());
             let change = match groups {
                 Some(groups) => Change::Groups { groups, rows },
-                None => Change::Rows(rows),
+                None => self.without_rows_after(&table.name, plan, rows),
             };
             receipts.insert(table.name.clone(), self.apply(&table.name, change, plan).await?);
         }
         if let Some(dead_letters) = self.parts.spec.dead_letters.clone() {
             let rows = shaping.take_dead();
-            let receipt = self.apply(&dead_letters.table, Change::Rows(rows), plan).await?;
+            let change = self.without_rows_after(&dead_letters.table, plan, rows);
+            let receipt = self.apply(&dead_letters.table, change, plan).await?;
             receipts.insert(dead_letters.table, receipt);
         }
         Ok(receipts)
@@ -304,17 +327,11 @@ impl Runner {
     }
 
     fn txn(&self, table: &str, plan: &BatchPlan) -> Result<Txn> {
-        let metadata = serde_json::json!({
-            "tidegate": {
-                "pipeline": plan.pipeline,
-                "pipelineId": self.parts.pipeline_id,
-                "batch": plan.batch,
-                "batchTime": plan.batch_time,
-                "sources": plan.sources,
-            }
-        });
-        let app_id = app_id(&self.parts.pipeline_id, table);
-        Ok(Txn { app_id, batch: plan.batch, user_metadata: metadata.to_string() })
+        let nowhere = BTreeMap::new();
+        let position = self.position.as_ref().map_or(&nowhere, |position| &position.offsets);
+        let tables = self.parts.tables.iter().map(|table| table.definition().name.clone()).collect();
+        let user_metadata = Note::write(plan, &self.parts.pipeline_id, table, position, tables);
+        Ok(Txn { app_id: app_id(&self.parts.pipeline_id, table), batch: plan.batch, user_metadata })
     }
 
     async fn load_lookups(&mut self, plan: &BatchPlan) -> Result<HashMap<String, Rows>> {
@@ -325,23 +342,14 @@ impl Runner {
         Ok(rows)
     }
 
-    /// The position of every known partition after the batch. A plan that does not continue the position is refused:
-    /// this is the last line of defence against lost or doubled offsets.
+    /// The position of every known partition after the batch.
     fn offsets_after(&self, plan: &BatchPlan) -> Result<BTreeMap<String, Offsets>> {
-        let mut offsets = self.position.as_ref().map(|p| p.offsets.clone()).unwrap_or_default();
-        for (name, ranges) in &plan.sources {
-            let from = offsets.entry(name.clone()).or_default();
-            for (partition, moved) in plan.skipped.get(name).iter().flat_map(|skipped| &skipped.0) {
-                from.0.insert(partition.clone(), moved.until);
-            }
-            *from = from.advance(ranges).map_err(|why| {
-                Error::new(ErrorKind::Config, format!("batch {} does not continue the checkpoint: {why}", plan.batch))
-                    .help(
-                        "the checkpoint folder was changed by hand or mixed with another one; restore it from a backup",
-                    )
-            })?;
-        }
-        Ok(offsets)
+        let position = self.position.as_ref().map(|p| p.offsets.clone()).unwrap_or_default();
+        plan.advance(&position).map_err(|why| {
+            Error::new(ErrorKind::Config, format!("batch {} does not continue the checkpoint: {why}", plan.batch))
+                .help("the checkpoint folder was changed by hand or mixed with another one; restore it from a backup")
+                .help("what is wrong with it: tidegate checkpoint verify FILE")
+        })
     }
 
     /// Moves the position past a finished batch.
@@ -390,7 +398,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     }
 }
 
-fn taken(winner: &BatchPlan) -> Error {
+pub(super) fn taken(winner: &BatchPlan) -> Error {
     let Owner { run_id, host, pid } = &winner.owner;
     Error::new(
         ErrorKind::Busy,

@@ -14,6 +14,7 @@
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use std::sync::{Arc, LazyLock};
 
 use crate::config::spec::{SourceKind, SourceSpec};
@@ -69,6 +70,16 @@ pub trait Source: Send {
 
     /// The earliest readable offset of every partition that exists now. Partitions that appear later start here.
     async fn earliest(&mut self) -> Result<Offsets>;
+
+    /// The first offset of each partition whose record has a timestamp at or after `time`; the end where there is none.
+    /// Sources whose records carry no time refuse.
+    async fn at(&mut self, time: DateTime<Utc>) -> Result<Offsets> {
+        Err(Error::new(
+            ErrorKind::Usage,
+            format!("{} knows no times: {} names no position in it", self.description(), time.to_rfc3339()),
+        )
+        .help("name a batch instead: --to batch:N goes to where the pipeline stood right after batch N"))
+    }
 
     /// Ranges from `from` towards `end`, within `limits`, prorated over partitions by their backlog.
     ///

@@ -12,15 +12,19 @@
 pub mod delta;
 pub mod glance;
 pub mod lookup;
+pub mod trace;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 
 use crate::error::Result;
 use crate::model::batch::{BatchId, Receipt};
+use crate::model::offset::Offsets;
+use crate::source::column;
 
 /// Who commits what: identity and audit trail of one table commit.
 #[derive(Debug, Clone)]
@@ -96,12 +100,44 @@ pub struct TableDefinition {
     pub maker: Maker,
 }
 
+impl TableDefinition {
+    /// The columns that say which record a row came from (topic, partition, offset); `None` = its rows do not tell.
+    pub fn coordinates(&self) -> Option<[String; 3]> {
+        let kinds = [DataType::Utf8, DataType::Int32, DataType::Int64];
+        let spellings = [[column::TOPIC, column::PARTITION, column::OFFSET], ["topic", "partition", "offset"]];
+        // Dead letters spell them without the underscore; a user's column of that name may be anything.
+        let spellings = if self.schema.column_with_name("dlq_id").is_some() { &spellings[..] } else { &spellings[..1] };
+        let kept = |names: &&[&str; 3]| {
+            let fits = |(name, kind): (&&str, &DataType)| {
+                self.schema.field_with_name(name).is_ok_and(|field| field.data_type() == kind)
+            };
+            names.iter().zip(&kinds).all(fits)
+        };
+        spellings.iter().find(kept).map(|names| names.map(str::to_string))
+    }
+}
+
+/// Rows that go because their records are read again.
+#[derive(Debug, Clone)]
+pub struct Trim {
+    /// The columns of topic, partition and offset.
+    pub columns: [String; 3],
+    /// Rows of these partitions at or after these offsets go.
+    pub from: Offsets,
+    /// Of those, only rows whose value of this column is one of these.
+    pub only: Option<(String, BTreeSet<String>)>,
+    /// Rows that come in the same commit.
+    pub rows: Vec<RecordBatch>,
+}
+
 /// One batch's change to one table.
 #[derive(Debug, Clone)]
 pub enum Change {
     /// Rows for `Append` and `Upsert` tables, in source order. Upsert rows carry the source coordinates `_topic`,
     /// `_partition`, `_offset` and, when the table has one, the delete flag.
     Rows(Vec<RecordBatch>),
+    /// For `Append` tables: an operator moved a position back.
+    Trim(Trim),
     /// For `Refresh` tables: every row whose `by` values are in `groups` is replaced by `rows`.
     Groups {
         /// Distinct `by` values that were touched; the columns are exactly `by`.
@@ -128,6 +164,9 @@ pub trait Table: Send {
     /// images. May be a superset (after a crash only the files of the commit are known), never a subset. Defined for
     /// the last applied batch only.
     async fn touched(&mut self, by: &[String], txn: &Txn) -> Result<RecordBatch>;
+
+    /// How many rows [`Change::Trim`] would remove now.
+    async fn count_after(&mut self, trim: &Trim) -> Result<u64>;
 
     /// The distinct values of the columns `by` over all rows: what a refresh table that is new computes.
     async fn groups(&mut self, by: &[String]) -> Result<RecordBatch>;

@@ -26,6 +26,7 @@ fn plan(batch: BatchId, run_id: &str) -> BatchPlan {
             OffsetRanges(BTreeMap::from([(Partition::new("t", 0), range)])),
         )]),
         skipped: BTreeMap::new(),
+        moved: BTreeMap::new(),
         watermarks: BTreeMap::new(),
         pinned: BTreeMap::from([("stores".to_string(), 3)]),
         meaning: BTreeMap::new(),

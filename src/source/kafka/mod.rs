@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 
 use self::client::Admin;
 use self::reader::Reader;
@@ -73,6 +74,12 @@ impl Source for KafkaSource {
 
     async fn earliest(&mut self) -> Result<Offsets> {
         self.with(|state| state.ask(Admin::earliest)).await
+    }
+
+    async fn at(&mut self, time: DateTime<Utc>) -> Result<Offsets> {
+        // Brokers know milliseconds: a time between two of them means the later one.
+        let millis = time.timestamp_micros().saturating_add(999).div_euclid(1000);
+        self.with(move |state| state.ask(|admin, all| admin.at(all, millis))).await
     }
 
     async fn bound(&mut self, from: &Offsets, end: &Offsets, limits: Limits) -> Result<OffsetRanges> {

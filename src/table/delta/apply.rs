@@ -243,6 +243,16 @@ impl DeltaLakeTable {
                 let receipt = Receipt { inserted, ..Receipt::default() };
                 Ok(Prepared { removes: Vec::new(), adds, receipt, operation, race: Race::Appends })
             }
+            (WriteMode::Append, Change::Trim(trim)) => {
+                let rows = self.conform_all(&trim.rows, schema)?;
+                let inserted = count(&rows);
+                let work = super::trim::find(&self.reader(), self.handle.files()?, schema, trim).await?;
+                let deleted = work.iter().map(|rewrite| rewrite.gone.len() as u64).sum();
+                let (removes, adds) = self.rewrite(schema, &[], work, rows, touched).await?;
+                let receipt = Receipt { inserted, deleted, ..Receipt::default() };
+                let operation = DeltaOperation::Delete { predicate: None };
+                Ok(Prepared { removes, adds, receipt, operation, race: Race::Strict })
+            }
             (WriteMode::Upsert { key, order_by, delete_flag }, Change::Rows(rows)) => {
                 self.upsert(rows, txn, schema, touched, &key, &order_by, delete_flag.as_deref()).await
             }
@@ -294,12 +304,8 @@ impl DeltaLakeTable {
             let mut fresh = Vec::new();
             for (number, verdict) in verdicts.iter().enumerate() {
                 let delete = winners.deletes[number];
-                // A row needs to be newer than the delete of its key; a delete is not beaten by its equal, itself.
-                alive[number] = match verdict {
-                    None | Some(std::cmp::Ordering::Less) => true,
-                    Some(std::cmp::Ordering::Equal) => delete,
-                    Some(std::cmp::Ordering::Greater) => false,
-                };
+                // Equal is the record of the delete itself, read again: what it says now counts, as for stored rows.
+                alive[number] = !matches!(verdict, Some(std::cmp::Ordering::Greater));
                 if delete && matches!(verdict, None | Some(std::cmp::Ordering::Less)) {
                     fresh.push(number as u32);
                 }

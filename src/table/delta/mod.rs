@@ -20,6 +20,8 @@ mod rows;
 mod scan;
 mod schema;
 pub(super) mod snapshot;
+pub(super) mod trace;
+mod trim;
 mod upsert;
 mod winners;
 mod write;
@@ -37,7 +39,7 @@ use self::handle::Handle;
 use self::rows::Distinct;
 use self::scan::{Pruner, Reader, Semi};
 use self::schema::{arrow_schema, check_writable, made_by, project, reconcile};
-use super::{Change, Table, TableDefinition, TableState, Txn, WriteMode};
+use super::{Change, Table, TableDefinition, TableState, Trim, Txn, WriteMode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::batch::{BatchId, Receipt};
 use crate::storage::Storage;
@@ -189,6 +191,16 @@ impl Table for DeltaLakeTable {
             }
         }
         set.rows()
+    }
+
+    async fn count_after(&mut self, trim: &Trim) -> Result<u64> {
+        if self.handle.state().is_none() {
+            self.reload().await?;
+        }
+        let Some(state) = self.handle.state() else { return Ok(0) };
+        let schema = arrow_schema(state);
+        let work = trim::find(&self.reader(), self.handle.files()?, &schema, trim).await?;
+        Ok(work.iter().map(|rewrite| rewrite.gone.len() as u64).sum())
     }
 
     async fn groups(&mut self, by: &[String]) -> Result<RecordBatch> {

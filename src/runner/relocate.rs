@@ -1,0 +1,146 @@
+//! Moving positions by hand (`tidegate offsets`): a batch that reads nothing, carried through every table like any other,
+//! so that a crash anywhere is finished by the next run.
+//!
+//! Where a position goes back, the tables that only add rows lose those at or after it, in the same commit that carries
+//! the batch: read again, they are there once. Upserts need nothing: a row that is read again meets itself and wins.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use arrow::record_batch::RecordBatch;
+
+use super::step::Phases;
+use super::{Runner, event::Event, halted, meaning, recipe};
+use crate::checkpoint::Claim;
+use crate::config::spec::{From, PipelineSpec};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::batch::{BatchId, BatchPlan, CommitRecord, FORMAT_VERSION};
+use crate::model::offset::{OffsetRanges, Offsets, Range};
+use crate::model::recover::{self, Decision};
+use crate::model::relocate;
+use crate::table::{Change, Trim, WriteMode};
+
+/// What a move does to one table that only adds rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// So many rows go, to be read again.
+    Removes(u64),
+    /// Its rows do not say which record they came from: what is read again is added once more.
+    Doubles,
+}
+
+impl Runner {
+    /// The last batch and the position after it. Writes nothing; refuses while a batch is pending.
+    pub async fn standing(&mut self) -> Result<(BatchId, BTreeMap<String, Offsets>)> {
+        let facts = self.observe().await?;
+        match recover::recover(&facts) {
+            Decision::Halt(why) => Err(halted(&why, &*self.parts.log)),
+            Decision::Begin => Err(Error::new(ErrorKind::Usage, "nothing was read yet: there is no position to move")
+                .help("where a first run starts is said by `start:` of the source")),
+            Decision::Replay(plan) => Err(Error::new(
+                ErrorKind::Config,
+                format!("batch {} was begun and is not finished: positions cannot be moved under it", plan.batch),
+            )
+            .help("nothing was changed; finish it first: tidegate run FILE --trigger once")),
+            Decision::Plan { batch } => {
+                let offsets = facts.commit.map(|commit| commit.offsets).unwrap_or_default();
+                Ok((batch - 1, offsets))
+            }
+        }
+    }
+
+    /// What `moved` does to the tables that only add rows.
+    pub async fn effects(&mut self, moved: &BTreeMap<String, OffsetRanges>) -> Result<BTreeMap<String, Effect>> {
+        let mut effects = BTreeMap::new();
+        let spec = self.parts.spec.clone();
+        for table in &mut self.parts.tables {
+            let definition = table.definition().clone();
+            let trim = trim(&spec, &definition.name, moved, Vec::new());
+            if definition.write != WriteMode::Append || trim.from.0.is_empty() {
+                continue;
+            }
+            let effect = match definition.coordinates() {
+                Some(columns) => Effect::Removes(table.count_after(&Trim { columns, ..trim }).await?),
+                None => Effect::Doubles,
+            };
+            effects.insert(definition.name, effect);
+        }
+        Ok(effects)
+    }
+
+    /// Moves the positions: plans the batch that says so, and carries it through.
+    pub async fn relocate(&mut self, moved: BTreeMap<String, OffsetRanges>) -> Result<CommitRecord> {
+        let started = Instant::now();
+        let (last, _) = self.standing().await?;
+        self.ensure_observed().await?;
+        let stay = |ranges: &OffsetRanges| {
+            let stays = |range: &Range| Range { from: range.until, until: range.until };
+            OffsetRanges(ranges.0.iter().map(|(partition, range)| (partition.clone(), stays(range))).collect())
+        };
+        let plan = BatchPlan {
+            version: FORMAT_VERSION,
+            batch: last + 1,
+            pipeline: self.parts.spec.name.clone(),
+            batch_time: self.parts.clock.now(),
+            sources: moved.iter().map(|(name, ranges)| (name.clone(), stay(ranges))).collect(),
+            skipped: BTreeMap::new(),
+            moved,
+            watermarks: BTreeMap::new(),
+            pinned: BTreeMap::new(),
+            meaning: meaning(&self.parts.spec),
+            recipe: recipe(&self.parts.spec),
+            owner: self.parts.owner.clone(),
+        };
+        match self.parts.log.plan(&plan).await? {
+            Claim::Claimed => {}
+            Claim::Taken(winner) if winner.owner.run_id == plan.owner.run_id => {}
+            Claim::Taken(winner) => return Err(super::step::taken(&winner)),
+        }
+        self.emit(Event::Planned(Box::new(plan.clone())));
+        self.carry_through(plan, false, Phases::default(), started, &BTreeMap::new()).await
+    }
+
+    /// The change of an ordinary table: `rows`, and in a batch that moves a position back, without what is read again.
+    pub(super) fn without_rows_after(&self, name: &str, plan: &BatchPlan, rows: Vec<RecordBatch>) -> Change {
+        let definition = self.parts.tables.iter().map(|table| table.definition()).find(|table| table.name == name);
+        let Some(definition) = definition.filter(|table| plan.is_move() && table.write == WriteMode::Append) else {
+            return Change::Rows(rows);
+        };
+        let trim = trim(&self.parts.spec, name, &plan.moved, rows);
+        match definition.coordinates() {
+            Some(columns) if !trim.from.0.is_empty() => Change::Trim(Trim { columns, ..trim }),
+            _ => Change::Rows(trim.rows),
+        }
+    }
+}
+
+/// The rows of `table` that moves back make superfluous. Only sources that it comes from count; the dead letters come
+/// from all of them, and name the table or source that each row was set aside for.
+fn trim(spec: &PipelineSpec, table: &str, moved: &BTreeMap<String, OffsetRanges>, rows: Vec<RecordBatch>) -> Trim {
+    let is_dead_letters = spec.dead_letters.as_ref().is_some_and(|dead_letters| dead_letters.table == table);
+    let mut from = Offsets::default();
+    let mut only = BTreeSet::new();
+    for (source, ranges) in moved {
+        if is_dead_letters || source_of(spec, table) == Some(source.as_str()) {
+            from.0.extend(relocate::trims(ranges).0);
+            only.insert(source.clone());
+            let below = spec.tables.iter().filter(|t| source_of(spec, &t.name) == Some(source.as_str()));
+            only.extend(below.map(|table| table.name.clone()));
+        }
+    }
+    let only = (is_dead_letters && spec.sources.len() > 1).then(|| ("table".to_string(), only));
+    Trim { columns: Default::default(), from, only, rows }
+}
+
+/// The source at the root of a table.
+fn source_of<'a>(spec: &'a PipelineSpec, table: &str) -> Option<&'a str> {
+    let mut name = table;
+    // As many steps as there are tables: a cycle was refused long ago.
+    for _ in 0..=spec.tables.len() {
+        match &spec.tables.iter().find(|table| table.name == name)?.from {
+            From::Source(source) => return Some(source),
+            From::Table(upstream) => name = upstream,
+        }
+    }
+    None
+}
