@@ -17,8 +17,8 @@ use crate::model::offset::{OffsetRanges, Offsets, Partition};
 use crate::model::relocate::{self, Extent, passed_over, reread};
 use crate::runner::Runner;
 use crate::runner::event::Event;
-use crate::source::Source;
 use crate::runner::relocate::Effect;
+use crate::source::Source;
 
 pub(super) async fn show(global: &Global, args: &PipelineArgs) -> Result<Outcome, Failure> {
     let checked = compose::check(global, &args.file).await?;
@@ -26,9 +26,11 @@ pub(super) async fn show(global: &Global, args: &PipelineArgs) -> Result<Outcome
     let log = compose::open_log(spec)?;
     compose::known_identity(spec, &log).await?;
     let head = log.head().await?;
-    let pending = head.plan.as_ref().map(|plan| plan.batch).filter(|batch| {
-        head.commit.as_ref().is_none_or(|commit| commit.batch < *batch)
-    });
+    let pending = head
+        .plan
+        .as_ref()
+        .map(|plan| plan.batch)
+        .filter(|batch| head.commit.as_ref().is_none_or(|commit| commit.batch < *batch));
     let position = head.commit.map(|commit| commit.offsets).unwrap_or_default();
     let (mut rows, mut entries) = (Vec::new(), Vec::new());
     for (name, mut source) in compose::open_sources(spec)? {
@@ -217,7 +219,8 @@ fn refused(why: &relocate::Refused, extent: &Extent) -> Error {
     let error = Error::new(ErrorKind::Usage, why.to_string()).help("nothing was changed");
     match why {
         relocate::Refused::Unknown { .. } => {
-            let known: Vec<String> = extent.at.0.keys().take(20).map(|p| format!("{}:{}", p.topic, p.partition)).collect();
+            let known: Vec<String> =
+                extent.at.0.keys().take(20).map(|p| format!("{}:{}", p.topic, p.partition)).collect();
             error.help(format!("it knows: {}", known.join(", ")))
         }
         relocate::Refused::Expired { .. } => error.help("as far back as there are records: --to earliest"),
@@ -231,7 +234,9 @@ fn doubles(tables: &[&String], typed: &str) -> Error {
     let names = tables.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
     Error::new(
         ErrorKind::Usage,
-        format!("{names} would hold rows twice: append tables without source coordinates cannot tell which rows come again"),
+        format!(
+            "{names} would hold rows twice: append tables without source coordinates cannot tell which rows come again"
+        ),
     )
     .help("nothing was changed")
     .help("let their SQL pass _topic, _partition and _offset through, and new tables can be moved back")

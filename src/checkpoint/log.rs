@@ -215,8 +215,7 @@ impl CheckpointLog for ObjectLog {
 
     async fn record_start(&self, source: &str, offsets: &Offsets) -> Result<Offsets> {
         let path = Path::from(format!("sources/{source}.json"));
-        let start =
-            Start { version: FORMAT_VERSION, source: Some(source.to_string()), offsets: offsets.clone() };
+        let start = Start { version: FORMAT_VERSION, source: Some(source.to_string()), offsets: offsets.clone() };
         match self.put(&path, &start).await? {
             Put::Created => Ok(start.offsets),
             Put::Existed => self.start(source).await?.ok_or_else(|| vanished(&self.name(&path))),

@@ -47,12 +47,18 @@ pub(super) fn open<T: DeserializeOwned>(bytes: &[u8], name: &str, pipeline_id: O
             "checkpoint object {name} has format version {version}, this tidegate reads up to {FORMAT_VERSION}"
         ))
         .help("nothing was read or written; run the newer tidegate that wrote it")
-        .help("was the number changed by hand? restore this object from a backup, or: tidegate checkpoint rebuild FILE"));
+        .help(
+            "was the number changed by hand? restore this object from a backup, or: tidegate checkpoint rebuild FILE",
+        ));
     }
     match object.get(CHECKSUM).and_then(Value::as_str) {
         Some(written) if written == checksum(object) => {}
-        Some(_) => return Err(damaged(name, "its content does not match its checksum: it was changed after it was written")),
-        None if version >= SEALED_SINCE => return Err(damaged(name, "its checksum is missing: it was changed by hand")),
+        Some(_) => {
+            return Err(damaged(name, "its content does not match its checksum: it was changed after it was written"));
+        }
+        None if version >= SEALED_SINCE => {
+            return Err(damaged(name, "its checksum is missing: it was changed by hand"));
+        }
         None => {}
     }
     let found = object.get(PIPELINE_ID).and_then(Value::as_str);

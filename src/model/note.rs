@@ -110,7 +110,9 @@ impl Note {
         }
         for (name, ranges) in &self.sources {
             let position = after.entry(name.clone()).or_default();
-            position.0.extend(ranges.0.iter().map(|(partition, range)| (partition.clone(), range.until.max(range.from))));
+            position
+                .0
+                .extend(ranges.0.iter().map(|(partition, range)| (partition.clone(), range.until.max(range.from))));
         }
         after
     }

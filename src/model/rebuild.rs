@@ -198,7 +198,9 @@ impl Refusal {
                 "bring the table's folder back from a backup",
                 "or take it out of the pipeline file, rebuild, and give it a new name: it starts with the next batch",
             ],
-            Refusal::NoNote { .. } => &[backup, "the entry was cleaned from the table's log, or an older tidegate wrote it"],
+            Refusal::NoNote { .. } => {
+                &[backup, "the entry was cleaned from the table's log, or an older tidegate wrote it"]
+            }
             Refusal::Disagree { .. } => &[backup],
             Refusal::MeaningChanged { .. } => &["undo the change in the pipeline file, then rebuild again"],
         };

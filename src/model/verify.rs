@@ -37,7 +37,9 @@ pub fn chain(plans: &BTreeMap<BatchId, BatchPlan>, commits: &BTreeMap<BatchId, C
     let (Some(newest), Some(oldest)) = (newest, oldest) else { return findings };
     let missing = |what: &str, batch: BatchId, matters: bool| match matters {
         true => Finding::broken(format!("the {what} of batch {batch} is missing"), [REBUILD]),
-        false => Finding::note(format!("the {what} of batch {batch} is missing: its history is lost, runs do not need it")),
+        false => {
+            Finding::note(format!("the {what} of batch {batch} is missing: its history is lost, runs do not need it"))
+        }
     };
     for batch in oldest..=newest {
         if !plans.contains_key(&batch) && batch > oldest {
@@ -90,10 +92,8 @@ mod tests {
 
     fn plan(batch: BatchId) -> (BatchId, BatchPlan) {
         let range = Range { from: batch * 10, until: batch * 10 + 10 };
-        let sources = BTreeMap::from([(
-            "source".to_string(),
-            OffsetRanges(BTreeMap::from([(Partition::new("t", 0), range)])),
-        )]);
+        let sources =
+            BTreeMap::from([("source".to_string(), OffsetRanges(BTreeMap::from([(Partition::new("t", 0), range)])))]);
         let plan = BatchPlan {
             version: 2,
             batch,

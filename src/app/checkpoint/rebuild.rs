@@ -121,9 +121,12 @@ async fn inspect(log: &ObjectLog, spec: &PipelineSpec, rebuilt: &Rebuilt) -> Res
         let batches = entries.iter().any(|e| matches!(e.object, Ok(Object::Plan(_) | Object::Commit(_))));
         if identity.pipeline != spec.name || batches {
             let whose = format!("pipeline `{}` ({})", identity.pipeline, identity.pipeline_id);
-            return Err(refuse(format!("this folder is the log of {whose}, and the tables were written under {}", rebuilt.pipeline_id))
-                .help("point `checkpoints` and `lake` at folders that belong together")
-                .help("or move this folder away, and rebuild again"));
+            return Err(refuse(format!(
+                "this folder is the log of {whose}, and the tables were written under {}",
+                rebuilt.pipeline_id
+            ))
+            .help("point `checkpoints` and `lake` at folders that belong together")
+            .help("or move this folder away, and rebuild again"));
         }
     }
     // Again through the eyes of the log that wrote the tables: an identity that a later run made anew is not its own.
@@ -223,7 +226,9 @@ fn outcome(
         )),
     }
     if rebuilt.changed_midway {
-        text.push_str("  the pipeline file is not the one that the batch was begun with: put it back before that run\n");
+        text.push_str(
+            "  the pipeline file is not the one that the batch was begun with: put it back before that run\n",
+        );
     }
     text.push_str(&aligned(&["source", "partition", "next offset"], &positions(rebuilt.position()), 2));
     for (path, why) in &work.aside {

@@ -55,7 +55,8 @@ pub(in crate::app) async fn show(global: &Global, args: &CheckpointShowArgs) -> 
         let run = &owner.run_id;
         text.push_str(&format!("  last planned by pid {} on host {} (run {run})\n", owner.pid, owner.host));
     }
-    let ids: Vec<BatchId> = plans.keys().chain(commits.keys()).copied().collect::<std::collections::BTreeSet<_>>().into_iter().collect();
+    let ids: Vec<BatchId> =
+        plans.keys().chain(commits.keys()).copied().collect::<std::collections::BTreeSet<_>>().into_iter().collect();
     let newest: Vec<BatchId> = ids.iter().rev().take(SHOWN).copied().collect();
     let rows: Vec<Vec<String>> = newest.iter().map(|batch| row(*batch, plans.get(batch), commits.get(batch))).collect();
     if !rows.is_empty() {

@@ -32,7 +32,9 @@ pub(in crate::app) async fn verify(global: &Global, args: &CheckpointVerifyArgs)
             Ok(Object::Plan(plan)) => drop(plans.insert(plan.batch, plan)),
             Ok(Object::Commit(commit)) => drop(commits.insert(commit.batch, commit)),
             Ok(Object::Start(..)) => {}
-            Ok(Object::Stray) => findings.push(Finding::note(format!("{} is not part of a log; it is ignored", entry.path))),
+            Ok(Object::Stray) => {
+                findings.push(Finding::note(format!("{} is not part of a log; it is ignored", entry.path)))
+            }
             Err(error) => {
                 damaged = true;
                 findings.push(of(&error));
@@ -88,7 +90,8 @@ pub(in crate::app) async fn verify(global: &Global, args: &CheckpointVerifyArgs)
     for line in findings.iter_mut().flat_map(|finding| &mut finding.mend) {
         *line = line.replace(" FILE", &format!(" {file}"));
     }
-    let mut text = format!("{}: checkpoint at {location}\n  {objects} objects, {}\n", spec.name, state(&plans, &commits));
+    let mut text =
+        format!("{}: checkpoint at {location}\n  {objects} objects, {}\n", spec.name, state(&plans, &commits));
     for finding in &findings {
         text.push_str(&format!("  {}: {}\n", if finding.broken { "broken" } else { "note" }, finding.what));
         finding.mend.iter().for_each(|line| text.push_str(&format!("    help: {line}\n")));
