@@ -43,6 +43,7 @@ fn batch_plan(plan: Plan) -> BatchPlan {
         batch_time: DateTime::UNIX_EPOCH,
         sources: BTreeMap::from([(SOURCE.to_string(), ranges(plan))]),
         skipped: BTreeMap::new(),
+        moved: BTreeMap::new(),
         watermarks: BTreeMap::new(),
         pinned: BTreeMap::new(),
         meaning: meaning(),
