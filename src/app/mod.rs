@@ -2,6 +2,7 @@
 
 mod compose;
 mod init;
+mod maintain;
 mod output;
 mod plan;
 mod progress;
@@ -72,6 +73,8 @@ async fn dispatch(cli: &Cli) -> Result<Outcome, Failure> {
         Command::Plan(args) => plan::plan(global, args).await,
         Command::Run(args) => run::run(global, args).await,
         Command::Status(args) => status::status(global, args).await,
+        Command::Optimize(args) => maintain::optimize(global, args).await,
+        Command::Vacuum(args) => maintain::vacuum(global, args).await,
         Command::Schema => {
             let schema = crate::config::json_schema();
             Ok(Outcome { text: format!("{schema:#}\n"), json: schema, code: 0 })
