@@ -76,7 +76,9 @@ fn target_size(text: &str) -> Result<u64> {
     let usage = |why: String| Error::new(ErrorKind::Usage, format!("--target-size: {why}"));
     match units::size(text) {
         Ok(bytes) if bytes >= 1_000_000 => Ok(bytes),
-        Ok(_) => Err(usage(format!("`{text}` is too small for a data file")).help("write at least 1MB; 128MB is usual")),
+        Ok(_) => {
+            Err(usage(format!("`{text}` is too small for a data file")).help("write at least 1MB; 128MB is usual"))
+        }
         Err(why) => Err(usage(why)),
     }
 }

@@ -20,7 +20,7 @@ const TABLES: [(&str, &str); 4] = [
     ("bronze/orders", "SELECT order_id, amount, status, _partition, _offset FROM t"),
     ("silver/orders", "SELECT order_id, store_id, city, amount, status, updated_at, order_date FROM t"),
     ("gold/daily_revenue", "SELECT order_date, store_id, orders, revenue FROM t"),
-    ("dlq/orders", "SELECT stage, _partition, _offset FROM t"),
+    ("dlq/orders", "SELECT stage, t.\"partition\", t.\"offset\" FROM t"),
 ];
 
 /// The demo in batches of `rows`, in the folder `lake`, maintained as `maintain` says.

@@ -165,8 +165,7 @@ impl Handle {
         race: Race,
     ) -> Result<i64, CommitFailure> {
         // `Transaction::new` has no time stamp, so no retention setting ever expires it.
-        let properties =
-            commit_properties().with_application_transaction(Transaction::new(&txn.app_id, txn.batch));
+        let properties = commit_properties().with_application_transaction(Transaction::new(&txn.app_id, txn.batch));
         let said = vec![("userMetadata".to_owned(), serde_json::Value::String(txn.user_metadata.clone()))];
         self.commit_as(properties, said, actions, operation, race).await
     }

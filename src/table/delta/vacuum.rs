@@ -119,7 +119,8 @@ async fn list(handle: &Handle, partition_by: &[String]) -> Result<Vec<ObjectMeta
         let below: Vec<ObjectMeta> = store.list(Some(folder)).try_collect().await.map_err(failed)?;
         objects.extend(below);
     }
-    objects.retain(|object| object.location.as_ref().ends_with(".parquet") && !is_hidden(&object.location, partition_by));
+    objects
+        .retain(|object| object.location.as_ref().ends_with(".parquet") && !is_hidden(&object.location, partition_by));
     Ok(objects)
 }
 
@@ -127,7 +128,8 @@ async fn list(handle: &Handle, partition_by: &[String]) -> Result<Vec<ObjectMeta
 fn is_hidden(path: &Path, partition_by: &[String]) -> bool {
     path.parts().any(|part| {
         let part = part.as_ref();
-        let names_partition = || part.split_once('=').is_some_and(|(column, _)| partition_by.iter().any(|c| c == column));
+        let names_partition =
+            || part.split_once('=').is_some_and(|(column, _)| partition_by.iter().any(|c| c == column));
         part.starts_with(['_', '.']) && !names_partition()
     })
 }
