@@ -95,6 +95,10 @@ pub enum Command {
     /// Look at a pipeline's checkpoint, check it against tables and source, rebuild it from the tables
     #[command(subcommand)]
     Checkpoint(CheckpointCommand),
+    /// Merge small files of a pipeline's tables; safe beside a running pipeline
+    Optimize(OptimizeArgs),
+    /// Delete files that no version within the retention needs; shows what would go unless --yes
+    Vacuum(VacuumArgs),
     /// Print the JSON Schema of pipeline files, for editors
     Schema,
     /// Print a shell completion script
@@ -254,4 +258,41 @@ pub struct CheckpointRebuildArgs {
     /// Do it; without this nothing is written
     #[arg(long)]
     pub yes: bool,
+}
+
+/// Arguments of `optimize`.
+#[derive(Debug, Args)]
+pub struct OptimizeArgs {
+    /// The pipeline.
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
+    /// Only these tables
+    #[arg(long, value_delimiter = ',', value_name = "TABLES")]
+    pub tables: Vec<String>,
+    /// Size that files are merged up to, instead of the file's `target_size`
+    #[arg(long, value_name = "SIZE")]
+    pub target_size: Option<String>,
+    /// Show what would be merged, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Arguments of `vacuum`.
+#[derive(Debug, Args)]
+pub struct VacuumArgs {
+    /// The pipeline.
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
+    /// Only these tables
+    #[arg(long, value_delimiter = ',', value_name = "TABLES")]
+    pub tables: Vec<String>,
+    /// Versions this young stay readable, instead of the file's `vacuum`, or 7d
+    #[arg(long, value_name = "AGE")]
+    pub retain: Option<String>,
+    /// Delete the files
+    #[arg(long)]
+    pub yes: bool,
+    /// Take a retention under 7d: versions older than it cannot be read any more, queries that still read them fail
+    #[arg(long)]
+    pub force: bool,
 }

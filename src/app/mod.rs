@@ -3,6 +3,7 @@
 mod checkpoint;
 mod compose;
 mod init;
+mod maintain;
 mod offsets;
 mod output;
 mod plan;
@@ -80,6 +81,8 @@ async fn dispatch(cli: &Cli) -> Result<Outcome, Failure> {
         Command::Checkpoint(CheckpointCommand::Show(args)) => checkpoint::show::show(global, args).await,
         Command::Checkpoint(CheckpointCommand::Verify(args)) => checkpoint::verify::verify(global, args).await,
         Command::Checkpoint(CheckpointCommand::Rebuild(args)) => checkpoint::rebuild::rebuild(global, args).await,
+        Command::Optimize(args) => maintain::optimize(global, args).await,
+        Command::Vacuum(args) => maintain::vacuum(global, args).await,
         Command::Schema => {
             let schema = crate::config::json_schema();
             Ok(Outcome { text: format!("{schema:#}\n"), json: schema, code: 0 })

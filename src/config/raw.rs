@@ -36,6 +36,8 @@ pub struct RawPipeline {
     pub tables: BTreeMap<String, RawTable>,
     /// Where rows that are set aside go: settings, or `off` (then a bad row fails the batch). Default: the table dlq.<name>
     pub dead_letters: Option<RawDeadLetters>,
+    /// What is done to the tables between batches; a table's own `maintain` wins.
+    pub maintain: Option<RawMaintain>,
     /// Overlays, deep-merged over the rest of the file by `--target <name>`.
     pub targets: Option<BTreeMap<String, BTreeMap<String, serde_json::Value>>>,
     /// Rows in, rows out, without services.
@@ -269,6 +271,30 @@ pub struct RawTable {
     pub write: Option<RawWrite>,
     /// Partition columns.
     pub partition_by: Option<OneOrMany>,
+    /// What is done to this table between batches, where it differs from the pipeline's `maintain`.
+    pub maintain: Option<RawMaintain>,
+}
+
+/// Maintenance of tables.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawMaintain {
+    /// Whether small files are merged between batches. Default: auto
+    pub compact: Option<RawCompact>,
+    /// Size that files are merged up to. Default: 128MB
+    pub target_size: Option<Quantity>,
+    /// Once a day, delete files that no version of the last 7d (or longer) needs; off = nothing is ever deleted. Default: off
+    pub vacuum: Option<Quantity>,
+}
+
+/// Whether small files are merged.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RawCompact {
+    /// Merged where enough of them gather.
+    Auto,
+    /// Left alone; `tidegate optimize` merges them.
+    Off,
 }
 
 /// SQL engines.

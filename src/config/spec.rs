@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use arrow::datatypes::{DataType, SchemaRef};
 use chrono::{DateTime, Utc};
@@ -73,6 +74,8 @@ pub struct PipelineSpec {
     pub tables: Vec<TableSpec>,
     /// Where rows set aside go; `None` = the user turned it off, and a bad row fails the batch.
     pub dead_letters: Option<DeadLetterSpec>,
+    /// What is done to tables between batches.
+    pub maintain: MaintainSpec,
 }
 
 /// Where rows come from.
@@ -346,6 +349,43 @@ pub struct DeadLetterSpec {
     /// Share of a batch's input rows, 0..=1, above which the batch fails before anything is written.
     pub fail_above: Option<f64>,
 }
+
+/// `maintain`, of the pipeline and of its tables.
+#[derive(Debug, Clone, Default)]
+pub struct MaintainSpec {
+    /// For tables that say nothing.
+    pub default: Maintenance,
+    /// By table.
+    pub tables: BTreeMap<String, Maintenance>,
+}
+
+impl MaintainSpec {
+    /// For one table.
+    pub fn of(&self, table: &str) -> &Maintenance {
+        self.tables.get(table).unwrap_or(&self.default)
+    }
+}
+
+/// What is done to a table between batches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Maintenance {
+    /// Small files are merged.
+    pub compact: bool,
+    /// Size that files are merged up to.
+    pub target_bytes: u64,
+    /// Files that no version this young needs are deleted; `None` = nothing is deleted.
+    pub vacuum: Option<Duration>,
+}
+
+impl Default for Maintenance {
+    fn default() -> Self {
+        Maintenance { compact: true, target_bytes: 128_000_000, vacuum: None }
+    }
+}
+
+/// No shorter retention is taken without `--force`: readers, time travel and a pipeline that stood still over a weekend
+/// need the files of older versions.
+pub const SHORTEST_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Payload columns as an Arrow schema.
 pub fn payload_schema(columns: &[ColumnSpec]) -> SchemaRef {

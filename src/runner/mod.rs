@@ -5,12 +5,14 @@
 
 pub mod clock;
 pub mod event;
+mod maintain;
 pub mod relocate;
 mod shaping;
 mod step;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -85,6 +87,8 @@ enum Log {
 pub struct Runner {
     parts: Parts,
     position: Option<Position>,
+    /// Which table is looked after first.
+    turn: usize,
 }
 
 /// What one step did.
@@ -123,7 +127,7 @@ impl Summary {
 impl Runner {
     /// A runner that has not looked at anything yet.
     pub fn new(parts: Parts) -> Self {
-        Runner { parts, position: None }
+        Runner { parts, position: None, turn: 0 }
     }
 
     /// Runs until the trigger is satisfied or `stop` turns true; a batch that was begun is always finished.
@@ -147,6 +151,7 @@ impl Runner {
         }
         let ends = self.ends().await?;
         if let Stepped::Ran(record) = self.step(&ends).await? {
+            self.maintain(&record, Duration::ZERO).await;
             summary.add(*record);
         }
         Ok(())
@@ -162,7 +167,10 @@ impl Runner {
                 return Ok(());
             }
             match self.step(&ends).await? {
-                Stepped::Ran(record) => summary.add(*record),
+                Stepped::Ran(record) => {
+                    self.maintain(&record, Duration::ZERO).await;
+                    summary.add(*record);
+                }
                 Stepped::Idle => return Ok(()),
             }
         }
@@ -171,7 +179,7 @@ impl Runner {
     /// Runs a batch at each tick that finds data. An overrun starts the next batch at once; missed ticks are not queued.
     async fn run_ticks(
         &mut self,
-        interval: std::time::Duration,
+        interval: Duration,
         summary: &mut Summary,
         mut stop: watch::Receiver<bool>,
     ) -> Result<()> {
@@ -183,6 +191,10 @@ impl Runner {
             let started = self.parts.clock.now();
             let ends = self.ends().await?;
             if let Stepped::Ran(record) = self.step(&ends).await? {
+                if !*stop.borrow() {
+                    let idle = clock::until(self.parts.clock.now(), next_tick(started, interval));
+                    self.maintain(&record, idle).await;
+                }
                 summary.add(*record);
             }
             let pause = clock::until(self.parts.clock.now(), next_tick(started, interval));

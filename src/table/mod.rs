@@ -8,10 +8,12 @@
 //! 3. After an error of certainty `Unknown` the caller observes again; the adapter never resends a commit blindly.
 //! 4. The result depends only on the set of rows applied so far, never on how they were cut into batches.
 //! 5. Losing against another writer of the same application id is an error of kind `Busy`, and changes nothing.
+//! 6. `compact`, `vacuum` and `tidy_log` change no row and no batch number, whoever else writes meanwhile.
 
 pub mod delta;
 pub mod glance;
 pub mod lookup;
+pub mod maintain;
 pub mod trace;
 
 use std::collections::BTreeSet;
@@ -20,7 +22,9 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 
+use self::maintain::{Compacted, Compaction, Vacuum, Vacuumed};
 use crate::error::Result;
 use crate::model::batch::{BatchId, Receipt};
 use crate::model::offset::Offsets;
@@ -174,6 +178,16 @@ pub trait Table: Send {
     /// The table's rows after the last apply or observe, only `columns`; with `groups`, only rows whose values of the
     /// columns of `groups` are among its rows (null matches null). An absent table has no rows.
     async fn read(&mut self, columns: &[String], groups: Option<&RecordBatch>) -> Result<Vec<RecordBatch>>;
+
+    /// Merges small files, of the table and of what it keeps beside itself.
+    async fn compact(&mut self, order: &Compaction) -> Result<Compacted>;
+
+    /// Deletes files that no version within the retention needs, of the table and of what it keeps beside itself.
+    /// `None` = the last vacuum is not long enough ago.
+    async fn vacuum(&mut self, order: &Vacuum) -> Result<Option<Vacuumed>>;
+
+    /// Housekeeping of the table's own log, when it is due. Call after a batch is done: it is kept out of `apply`.
+    async fn tidy_log(&mut self, now: DateTime<Utc>);
 }
 
 /// Static side of joins.

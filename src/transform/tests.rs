@@ -96,6 +96,7 @@ fn spec(tables: Vec<TableSpec>) -> PipelineSpec {
         lookups: BTreeMap::new(),
         tables,
         dead_letters: Some(DeadLetterSpec { table: "dlq.orders".into(), fail_above: None }),
+        maintain: Default::default(),
     }
 }
 

@@ -4,6 +4,7 @@
 // Tests break files on purpose, and a panic is how they fail.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
+mod maintain;
 mod traps;
 
 use std::collections::{BTreeMap, HashMap};
@@ -501,7 +502,9 @@ async fn a_long_log_gets_checkpoints_and_keeps_its_batches() {
     let mut table = lake.open(definition(WriteMode::Append));
     for number in 0..60 {
         table.apply(Change::Rows(vec![batch(&[row("a", 1, number, 1)])]), &txn(number)).await.unwrap();
+        assert!(!lake.path().join("_delta_log/_last_checkpoint").exists(), "not within a batch");
     }
+    table.tidy_log(std::time::SystemTime::now().into()).await;
     assert!(lake.path().join("_delta_log/_last_checkpoint").exists());
     let mut fresh = lake.open(definition(WriteMode::Append));
     assert_eq!(fresh.observe(&txn(0).app_id).await.unwrap().applied, Some(59));

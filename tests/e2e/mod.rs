@@ -2,4 +2,5 @@
 
 mod examples;
 mod kafka;
+mod maintain;
 mod repair;

@@ -144,6 +144,13 @@ impl Running {
         }
     }
 
+    /// Whether it is over.
+    pub fn ended(&self) -> bool {
+        // `try_wait` needs `&mut`; a zombie that nobody has waited for says so in its state.
+        let state = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        state.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
+    }
+
     /// Sends a signal by name, such as `TERM`.
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();

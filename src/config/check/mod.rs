@@ -2,6 +2,7 @@
 //! problem is collected; a problem at a place that the schema already complained about is not said twice.
 
 mod kafka;
+mod maintain;
 mod paths;
 mod source;
 mod table;
@@ -149,6 +150,7 @@ impl Checker<'_> {
             lookups,
             tables,
             dead_letters,
+            maintain: self.maintain(raw),
         }
     }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use arrow::array::{RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
 use arrow::datatypes::{Field, Schema, SchemaRef};
+use chrono::{DateTime, Utc};
 use deltalake::kernel::engine::arrow_conversion::TryIntoKernel;
 use deltalake::kernel::{Action, StructType};
 use deltalake::protocol::{DeltaOperation, OutputMode};
@@ -23,6 +24,7 @@ use super::winners::Winners;
 use super::write::{Writer, remove};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::storage::Storage;
+use crate::table::maintain::{Compacted, Compaction, Vacuum, Vacuumed};
 use crate::table::{Maker, TableDefinition, Txn};
 
 /// Small files that are merged into the next one written: lookups stay at a handful of files.
@@ -155,10 +157,7 @@ impl Memory {
                 return Ok(());
             }
             match self.write(&rows, &schema, encoders.0, &txn).await {
-                Ok(()) => {
-                    self.handle.checkpoint_when_due().await;
-                    return Ok(());
-                }
+                Ok(()) => return Ok(()),
                 // Whether it landed or not: look again, the transaction tells.
                 Err(error) => {
                     self.handle.load().await?;
@@ -170,6 +169,25 @@ impl Memory {
             return Ok(());
         }
         Err(lost.unwrap_or_else(|| Error::new(ErrorKind::Busy, "the memory of deletes is being changed by others")))
+    }
+
+    /// Merges its small files.
+    pub(super) async fn compact(&mut self, order: &Compaction) -> Result<Compacted> {
+        if self.handle.state().is_none() && !self.handle.load().await? {
+            return Ok(Compacted::default());
+        }
+        self.check_owner()?;
+        super::maintain::merge(&mut self.handle, &[], order).await
+    }
+
+    /// Deletes its old files.
+    pub(super) async fn vacuum(&self, order: &Vacuum) -> Result<Vacuumed> {
+        let order = Vacuum { app_id: format!("{}:deletes", order.app_id), keep_versions: Vec::new(), ..order.clone() };
+        super::vacuum::vacuum(Handle::new(self.handle.storage().clone()), &order).await
+    }
+
+    pub(super) async fn tidy_log(&mut self, now: DateTime<Utc>) {
+        self.handle.tidy_log(now).await;
     }
 
     async fn write(&mut self, rows: &RecordBatch, schema: &SchemaRef, key: &Encoder, txn: &Txn) -> Result<()> {

@@ -63,6 +63,21 @@ impl DataFile {
         self.view.as_ref().map(|view| view.remove_action(true))
     }
 
+    /// The action that takes the file out of the table while its rows stay.
+    pub(super) fn move_out(&self) -> Option<Remove> {
+        self.view.as_ref().map(|view| view.remove_action(false))
+    }
+
+    /// When it was written, in milliseconds; files known only from a commit say 0.
+    pub(super) fn modified(&self) -> i64 {
+        self.view.as_ref().map_or(0, LogicalFileView::modification_time)
+    }
+
+    /// Rows, where the log counts them.
+    pub(super) fn rows(&self) -> Option<u64> {
+        self.view.as_ref().and_then(LogicalFileView::num_records).map(|rows| rows as u64)
+    }
+
     /// Names the file's partition, for grouping.
     pub(super) fn partition_name(&self) -> String {
         let mut parts: Vec<String> = self.partition.iter().map(|(k, v)| format!("{k}={v:?}")).collect();

@@ -5,10 +5,12 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use deltalake::kernel::transaction::{CommitBuilder, CommitProperties, TableReference, TransactionError};
 use deltalake::kernel::{Action, Transaction};
 use deltalake::logstore::{LogStoreRef, StorageConfig, default_logstore, get_actions};
 use deltalake::protocol::DeltaOperation;
+use deltalake::table::config::TablePropertiesExt;
 use deltalake::table::state::DeltaTableState;
 use deltalake::{DeltaTable, DeltaTableError};
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -25,6 +27,9 @@ const SEARCH_BACK: u64 = 1000;
 
 /// Versions between two checkpoints of the Delta log: a reader replays at most this many small files.
 pub(super) const CHECKPOINT_EVERY: u64 = 50;
+
+/// Versions between two clean-ups of the Delta log: each one lists the log.
+const CLEAN_EVERY: u64 = 500;
 
 /// Whether a commit may land behind commits that it has not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +85,20 @@ impl Handle {
 
     pub(super) fn log(&self) -> LogStoreRef {
         self.log.clone()
+    }
+
+    /// A second handle that knows what this one knows: what it learns and commits stays its own.
+    pub(super) fn fork(&self) -> Handle {
+        Handle {
+            storage: self.storage.clone(),
+            log: self.log.clone(),
+            state: self.state.clone(),
+            checkpointed: self.checkpointed,
+        }
+    }
+
+    pub(super) fn storage(&self) -> &Storage {
+        &self.storage
     }
 
     /// What was last read; `None` = there was no table, or nothing was read yet.
@@ -145,8 +164,36 @@ impl Handle {
         txn: &Txn,
         race: Race,
     ) -> Result<i64, CommitFailure> {
+        // `Transaction::new` has no time stamp, so no retention setting ever expires it.
+        let properties = commit_properties().with_application_transaction(Transaction::new(&txn.app_id, txn.batch));
+        let said = vec![("userMetadata".to_owned(), serde_json::Value::String(txn.user_metadata.clone()))];
+        self.commit_as(properties, said, actions, operation, race).await
+    }
+
+    /// Commits maintenance: no batch, and never over a commit that was not read.
+    pub(super) async fn commit_maintenance(
+        &mut self,
+        actions: Vec<Action>,
+        operation: DeltaOperation,
+        metrics: serde_json::Value,
+    ) -> Result<i64, CommitFailure> {
+        let said = vec![("operationMetrics".to_owned(), metrics)];
+        self.commit_as(commit_properties(), said, actions, operation, Race::Strict).await
+    }
+
+    async fn commit_as(
+        &mut self,
+        properties: CommitProperties,
+        mut said: Vec<(String, serde_json::Value)>,
+        actions: Vec<Action>,
+        operation: DeltaOperation,
+        race: Race,
+    ) -> Result<i64, CommitFailure> {
         let nonce = nonce();
-        let result = self.try_commit(actions, operation, txn, race, &nonce).await;
+        said.push((NONCE.to_owned(), serde_json::Value::String(nonce.clone())));
+        let properties = properties.with_metadata(said);
+        let properties = if race == Race::Strict { properties.with_max_retries(0) } else { properties };
+        let result = self.try_commit(actions, operation, properties).await;
         result.map_err(|cause| CommitFailure { cause, nonce })
     }
 
@@ -154,20 +201,9 @@ impl Handle {
         &mut self,
         actions: Vec<Action>,
         operation: DeltaOperation,
-        txn: &Txn,
-        race: Race,
-        nonce: &str,
+        properties: CommitProperties,
     ) -> Result<i64, DeltaTableError> {
         let state = self.state.as_ref().ok_or(DeltaTableError::NotInitialized)?;
-        // `Transaction::new` has no time stamp, so no retention setting ever expires it.
-        let mut properties =
-            commit_properties().with_application_transaction(Transaction::new(&txn.app_id, txn.batch)).with_metadata([
-                ("userMetadata".to_owned(), serde_json::Value::String(txn.user_metadata.clone())),
-                (NONCE.to_owned(), serde_json::Value::String(nonce.to_owned())),
-            ]);
-        if race == Race::Strict {
-            properties = properties.with_max_retries(0);
-        }
         let commit = CommitBuilder::from(properties).with_actions(actions).build(
             Some(state as &dyn TableReference),
             self.log.clone(),
@@ -201,21 +237,51 @@ impl Handle {
         self.log.read_commit_entry(version).await.map_err(|e| self.explain(e, "read the table's log"))
     }
 
-    /// Writes a Delta checkpoint now and then. Never fails: a commit without one is only slower to read.
-    pub(super) async fn checkpoint_when_due(&mut self) {
+    /// The actions of one commit; `None` = the log no longer has it.
+    pub(super) async fn actions(&self, version: i64) -> Result<Option<Vec<Action>>> {
+        let Some(entry) = self.entry(version).await? else { return Ok(None) };
+        let actions = get_actions(version.unsigned_abs(), &entry);
+        actions.map(Some).map_err(|e| self.explain(e, "read the table's log"))
+    }
+
+    /// Whether one of the versions after `after` is the attempt with this nonce.
+    pub(super) async fn landed(&self, nonce: &str, after: i64) -> Result<Option<i64>> {
+        let newest = self.version().unwrap_or(after);
+        for version in after + 1..=newest {
+            if self.actions(version).await?.is_some_and(|actions| carries(&actions, nonce)) {
+                return Ok(Some(version));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Writes a Delta checkpoint now and then, and lets go of old log entries. Never fails: a log without a checkpoint
+    /// is only slower to read.
+    pub(super) async fn tidy_log(&mut self, now: DateTime<Utc>) {
         let Some(version) = self.state.as_ref().map(DeltaTableState::version) else { return };
         if version < self.checkpointed + CHECKPOINT_EVERY {
             return;
         }
+        let clean = version / CLEAN_EVERY > self.checkpointed / CLEAN_EVERY;
         self.checkpointed = version;
         let mut table = DeltaTable::new(self.log.clone());
         let made = async {
             table.load().await?;
             deltalake::checkpoints::create_checkpoint(&table, None).await?;
-            deltalake::checkpoints::cleanup_metadata(&table, None).await
+            if !clean {
+                return Ok(0);
+            }
+            let retention = table.snapshot()?.table_config().log_retention_duration();
+            let cutoff = now.timestamp_millis() - i64::try_from(retention.as_millis()).unwrap_or(i64::MAX / 2);
+            // However old, what `find_commit` may look for stays.
+            let below = version.saturating_sub(SEARCH_BACK);
+            deltalake::checkpoints::cleanup_expired_logs_for(below, self.log.as_ref(), cutoff, None).await
         };
-        if let Err(error) = made.await {
-            tracing::warn!(table = %self.location(), version, %error, "could not write a delta checkpoint");
+        match made.await {
+            Ok(removed) => tracing::debug!(table = %self.location(), version, removed, "delta checkpoint written"),
+            Err(error) => {
+                tracing::warn!(table = %self.location(), version, %error, "could not write a delta checkpoint");
+            }
         }
     }
 

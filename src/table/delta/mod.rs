@@ -10,10 +10,12 @@
 //! 4. after any error the log is read again, and the batch number in it decides.
 
 mod apply;
+mod compact;
 mod create;
 mod deletes;
 mod files;
 mod handle;
+mod maintain;
 mod refresh;
 mod restored;
 mod rows;
@@ -23,6 +25,7 @@ pub(super) mod snapshot;
 pub(super) mod trace;
 mod trim;
 mod upsert;
+mod vacuum;
 mod winners;
 mod write;
 
@@ -32,6 +35,7 @@ use std::sync::Arc;
 use arrow::datatypes::{FieldRef, Schema};
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use deltalake::kernel::Action;
 
 use self::files::DataFile;
@@ -39,6 +43,7 @@ use self::handle::Handle;
 use self::rows::Distinct;
 use self::scan::{Pruner, Reader, Semi};
 use self::schema::{arrow_schema, check_writable, made_by, project, reconcile};
+use super::maintain::{Compacted, Compaction, Vacuum, Vacuumed};
 use super::{Change, Table, TableDefinition, TableState, Trim, Txn, WriteMode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::batch::{BatchId, Receipt};
@@ -55,7 +60,8 @@ pub fn open(lake: &Storage, definition: TableDefinition) -> Result<Box<dyn Table
         WriteMode::Upsert { .. } => Some(deletes::Memory::open(lake, &definition)?),
         _ => None,
     };
-    Ok(Box::new(DeltaLakeTable { definition, handle, memory, known: HashMap::new(), touched: None }))
+    let upkeep = maintain::Upkeep::new(lake, &definition.name)?;
+    Ok(Box::new(DeltaLakeTable { definition, handle, memory, known: HashMap::new(), touched: None, upkeep }))
 }
 
 /// A Delta table of a pipeline.
@@ -67,6 +73,8 @@ struct DeltaLakeTable {
     known: HashMap<String, Option<BatchId>>,
     /// What the last batch applied by this process touched.
     touched: Option<Touched>,
+    /// When maintenance is due.
+    upkeep: maintain::Upkeep,
 }
 
 struct Touched {
@@ -148,7 +156,7 @@ impl Table for DeltaLakeTable {
         self.learn(&change);
         let mut receipt = self.apply_change(&change, txn).await?;
         receipt.memory_version = self.memory.as_ref().and_then(deletes::Memory::version);
-        self.handle.checkpoint_when_due().await;
+        self.upkeep.grew_by(receipt.files_added);
         Ok(receipt)
     }
 
@@ -249,5 +257,20 @@ impl Table for DeltaLakeTable {
                 .map_err(|cause| Error::new(ErrorKind::Failed, "columns could not be picked").caused_by(cause))
         };
         batches.into_iter().map(cut).collect()
+    }
+
+    async fn compact(&mut self, order: &Compaction) -> Result<Compacted> {
+        self.merge_files(order).await
+    }
+
+    async fn vacuum(&mut self, order: &Vacuum) -> Result<Option<Vacuumed>> {
+        self.delete_files(order).await
+    }
+
+    async fn tidy_log(&mut self, now: DateTime<Utc>) {
+        self.handle.tidy_log(now).await;
+        if let Some(memory) = &mut self.memory {
+            memory.tidy_log(now).await;
+        }
     }
 }

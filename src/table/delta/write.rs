@@ -49,6 +49,19 @@ impl Writer {
         keys: &[String],
         state: &DeltaTableState,
     ) -> Writer {
+        Writer::sized(store, location, schema, partition_by, keys, state, TARGET_FILE_BYTES)
+    }
+
+    /// The same for files of about `target` bytes.
+    pub(super) fn sized(
+        store: Arc<dyn ObjectStore>,
+        location: String,
+        schema: &SchemaRef,
+        partition_by: &[String],
+        keys: &[String],
+        state: &DeltaTableState,
+        target: u64,
+    ) -> Writer {
         let name = |at: usize| schema.field(at).name().clone();
         let mut stats: Vec<String> = (0..schema.fields().len().min(STATS_COLUMNS)).map(name).collect();
         let late = keys.iter().filter(|key| !stats.contains(key)).cloned().collect::<Vec<_>>();
@@ -64,7 +77,7 @@ impl Writer {
             schema.clone(),
             partition_by.to_vec(),
             Some(properties),
-            NonZeroU64::new(TARGET_FILE_BYTES),
+            NonZeroU64::new(target),
             None,
             state.table_config().num_indexed_cols(),
             stats_columns,
@@ -76,6 +89,14 @@ impl Writer {
     pub(super) async fn write(&self, rows: &[RecordBatch]) -> Result<Vec<Add>> {
         let lane = Lane { work: Vec::new(), fresh: rows.to_vec() };
         let (adds, _) = self.run(lane, None, Vec::new()).await?;
+        Ok(adds)
+    }
+
+    /// Writes all rows of `files`, in that order, to new files.
+    pub(super) async fn merge(&self, reader: &Reader, schema: &SchemaRef, files: &[DataFile]) -> Result<Vec<Add>> {
+        let whole = |file: &DataFile| Rewrite { file: file.clone(), rows: u64::MAX, gone: Vec::new() };
+        let lane = Lane { work: files.iter().map(whole).collect(), fresh: Vec::new() };
+        let (adds, _) = self.run(lane, Some((reader.clone(), schema.clone())), Vec::new()).await?;
         Ok(adds)
     }
 
