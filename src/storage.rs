@@ -13,7 +13,10 @@ use url::Url;
 
 use crate::error::{Error, ErrorKind, Result};
 
+mod disk;
 mod local;
+#[cfg(feature = "failpoints")]
+mod recording;
 
 pub use local::DurableLocal;
 

@@ -5,18 +5,17 @@
 //! name does, and the name before the call returns. Copies and renames are passed through: nothing relies on them.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::fs::File;
+use std::io::ErrorKind;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path as OsPath, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::FutureExt;
 use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
@@ -24,7 +23,15 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
 };
 
+#[cfg(not(feature = "failpoints"))]
+use super::disk;
+#[cfg(feature = "failpoints")]
+use super::recording as disk;
+
 const STORE: &str = "local disk";
+
+/// Deletes under way at once.
+const DELETES: usize = 10;
 
 /// The whole local file system, rooted at `/`. Temporary names are `<name>#<digits>`, which listings leave out.
 #[derive(Debug, Clone)]
@@ -66,8 +73,10 @@ impl ObjectStore for DurableLocal {
         };
         blocking(move || {
             let staged = Staged::create(&dest)?;
+            let mut at = 0;
             for chunk in &payload {
-                (&staged.file).write_all(chunk).map_err(generic)?;
+                staged.write(chunk, at)?;
+                at += chunk.len() as u64;
             }
             match mode {
                 PutMode::Create => staged.link(),
@@ -93,7 +102,22 @@ impl ObjectStore for DurableLocal {
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.inner.delete_stream(locations)
+        let inner = self.inner.clone();
+        let delete = move |location: Result<Path>| {
+            let inner = inner.clone();
+            blocking(move || {
+                let location = location?;
+                let path = inner.path_to_filesystem(&location)?;
+                match disk::unlink(&path) {
+                    Ok(()) => Ok(location),
+                    Err(cause) if cause.kind() == ErrorKind::NotFound => {
+                        Err(Error::NotFound { path: location.to_string(), source: Box::new(cause) })
+                    }
+                    Err(cause) => Err(generic(cause)),
+                }
+            })
+        };
+        locations.map(delete).buffered(DELETES).boxed()
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
@@ -133,7 +157,7 @@ impl Staged {
             let mut path = dest.as_os_str().to_owned();
             path.push(format!("#{attempt}"));
             let path = PathBuf::from(path);
-            match OpenOptions::new().read(true).write(true).create_new(true).open(&path) {
+            match disk::create(&path) {
                 Ok(file) => return Ok(Staged { file, path, dest: dest.to_owned(), placed: AtomicBool::new(false) }),
                 Err(cause) => match (cause.kind(), dest.parent()) {
                     (ErrorKind::AlreadyExists, _) => {}
@@ -145,10 +169,14 @@ impl Staged {
         Err(generic(std::io::Error::from(ErrorKind::AlreadyExists)))
     }
 
+    fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
+        disk::write_at(&self.file, &self.path, bytes, at).map_err(generic)
+    }
+
     /// Gives the file its name unless the name is taken. A hard link, because a rename would replace the winner.
     fn link(self) -> Result<()> {
-        self.file.sync_all().map_err(generic)?;
-        match std::fs::hard_link(&self.path, &self.dest) {
+        disk::sync_file(&self.file, &self.path).map_err(generic)?;
+        match disk::link(&self.path, &self.dest) {
             Ok(()) => {}
             Err(cause) if cause.kind() == ErrorKind::AlreadyExists => {
                 let path = self.dest.display().to_string();
@@ -160,22 +188,16 @@ impl Staged {
             Err(cause) => return Err(generic(cause)),
         }
         self.placed.store(true, Ordering::Relaxed);
-        let _ = std::fs::remove_file(&self.path);
+        let _ = disk::unlink(&self.path);
         sync_folder_of(&self.dest)
     }
 
     /// Gives the file its name, replacing what is there.
     fn rename(&self) -> Result<()> {
-        self.file.sync_all().map_err(generic)?;
-        self.put_in_place()?;
-        sync_folder_of(&self.dest)
-    }
-
-    #[allow(clippy::disallowed_methods)] // This is the one file that renames: the bytes were synced by the caller.
-    fn put_in_place(&self) -> Result<()> {
-        std::fs::rename(&self.path, &self.dest).map_err(generic)?;
+        disk::sync_file(&self.file, &self.path).map_err(generic)?;
+        disk::rename(&self.path, &self.dest).map_err(generic)?;
         self.placed.store(true, Ordering::Relaxed);
-        Ok(())
+        sync_folder_of(&self.dest)
     }
 }
 
@@ -183,7 +205,7 @@ impl Drop for Staged {
     fn drop(&mut self) {
         // Best effort: a leftover is invisible.
         if !self.placed.load(Ordering::Relaxed) {
-            let _ = std::fs::remove_file(&self.path);
+            let _ = disk::unlink(&self.path);
         }
     }
 }
@@ -214,7 +236,7 @@ impl MultipartUpload for DurableUpload {
             blocking(move || {
                 let mut at = start;
                 for chunk in &data {
-                    staged.file.write_all_at(chunk, at).map_err(generic)?;
+                    staged.write(chunk, at)?;
                     at += chunk.len() as u64;
                 }
                 Ok(())
@@ -238,14 +260,14 @@ impl MultipartUpload for DurableUpload {
 
 /// Creates missing folders; each new name is on disk before this returns.
 fn create_folders(path: &OsPath) -> Result<()> {
-    match std::fs::create_dir(path) {
+    match disk::make_folder(path) {
         Ok(()) => sync_folder_of(path),
         Err(cause) => match (cause.kind(), path.parent()) {
             (ErrorKind::AlreadyExists, _) if path.is_dir() => Ok(()),
             // Once per level: a parent that exists and still has no room for a child (a link to nowhere, /proc) never will.
             (ErrorKind::NotFound, Some(parent)) if !parent.is_dir() => {
                 create_folders(parent)?;
-                match std::fs::create_dir(path) {
+                match disk::make_folder(path) {
                     Err(cause) if cause.kind() != ErrorKind::AlreadyExists || !path.is_dir() => Err(generic(cause)),
                     _ => sync_folder_of(path),
                 }
@@ -257,7 +279,7 @@ fn create_folders(path: &OsPath) -> Result<()> {
 
 fn sync_folder_of(path: &OsPath) -> Result<()> {
     let Some(parent) = path.parent() else { return Ok(()) };
-    File::open(parent).and_then(|folder| folder.sync_all()).map_err(generic)
+    disk::sync_folder(parent).map_err(generic)
 }
 
 fn generic(cause: std::io::Error) -> Error {
