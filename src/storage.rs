@@ -18,7 +18,7 @@ mod local;
 #[cfg(feature = "failpoints")]
 mod recording;
 
-pub use local::DurableLocal;
+pub use local::{DurableLocal, make_folders};
 
 /// A folder on local disk or in an object store.
 #[derive(Debug, Clone)]
