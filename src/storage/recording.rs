@@ -5,7 +5,7 @@
 //! order on disk, whatever the threads.
 //!
 //! `TIDEGATE_FAIL_NOSYNC=MODE` is a sabotage that a test of power cuts must notice: `file` and `folder` skip that fsync,
-//! `mkdir` skips the one of a folder in which a folder was made, `late` syncs a file after it has its name.
+//! `mkdir` skips those that only a new folder asks for, `late` syncs a file after it has its name.
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
@@ -20,7 +20,7 @@ struct Recorder {
     sabotage: Option<String>,
     /// Files that `late` has not synced yet.
     unsynced: HashSet<PathBuf>,
-    /// Folders in which a folder was made since they were synced.
+    /// Folders in which a folder was made after the last file: nothing but the new folder asks for their fsync.
     grown: HashSet<PathBuf>,
 }
 
@@ -57,6 +57,13 @@ impl Recorder {
         entry.push(b'\n');
         entry.extend_from_slice(bytes);
         out.write_all(&entry).expect("the recording can be written");
+    }
+
+    /// A file came into the folder, whose fsync is about the file from now on.
+    fn placed(&mut self, path: &Path) {
+        if let Some(folder) = path.parent() {
+            self.grown.remove(folder);
+        }
     }
 
     /// The sync that `late` owes to a file, which goes by another name now.
@@ -101,6 +108,7 @@ pub(super) fn link(from: &Path, to: &Path) -> Result<()> {
     let Some(mut recorder) = recorder() else { return disk::link(from, to) };
     disk::link(from, to)?;
     recorder.note("link", &[from, to]);
+    recorder.placed(to);
     recorder.sync_late(from, to)
 }
 
@@ -108,6 +116,7 @@ pub(super) fn rename(from: &Path, to: &Path) -> Result<()> {
     let Some(mut recorder) = recorder() else { return disk::rename(from, to) };
     disk::rename(from, to)?;
     recorder.note("rename", &[from, to]);
+    recorder.placed(to);
     recorder.sync_late(from, to)
 }
 
@@ -130,8 +139,7 @@ pub(super) fn make_folder(path: &Path) -> Result<()> {
 
 pub(super) fn sync_folder(path: &Path) -> Result<()> {
     let Some(mut recorder) = recorder() else { return disk::sync_folder(path) };
-    let grown = recorder.grown.remove(path);
-    if recorder.sabotaged("folder") || (grown && recorder.sabotaged("mkdir")) {
+    if recorder.sabotaged("folder") || (recorder.sabotaged("mkdir") && recorder.grown.contains(path)) {
         return Ok(());
     }
     disk::sync_folder(path)?;
