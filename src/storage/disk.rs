@@ -46,3 +46,8 @@ pub(super) fn make_folder(path: &Path) -> Result<()> {
 pub(super) fn sync_folder(path: &Path) -> Result<()> {
     File::open(path)?.sync_all()
 }
+
+/// The same for names that were there before this process came: a predecessor may have been killed before its fsync.
+pub(super) fn sync_inherited(path: &Path) -> Result<()> {
+    File::open(path)?.sync_all()
+}

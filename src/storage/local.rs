@@ -82,7 +82,7 @@ impl Folders {
     }
 
     fn keep(&self, folder: &OsPath) -> Result<()> {
-        match disk::sync_folder(folder) {
+        match disk::sync_inherited(folder) {
             Ok(()) => {
                 self.name(folder)?;
                 lock(&self.kept).insert(folder.to_owned());
@@ -99,7 +99,7 @@ impl Folders {
         let unknown: Vec<&OsPath> =
             folder.ancestors().take_while(|folder| !lock(&self.named).contains(*folder)).collect();
         for folder in unknown.into_iter().rev() {
-            match sync_folder_of(folder) {
+            match folder.parent().map_or(Ok(()), disk::sync_inherited) {
                 Err(cause) if !is_nobodys(&cause) => return Err(generic(cause)),
                 _ => lock(&self.named).insert(folder.to_owned()),
             };

@@ -5,7 +5,7 @@
 //! order on disk, whatever the threads.
 //!
 //! `TIDEGATE_FAIL_NOSYNC=MODE` is a sabotage that a test of power cuts must notice: `file` and `folder` skip that fsync,
-//! `mkdir` skips those that only a new folder asks for, `late` syncs a file after it has its name.
+//! `mkdir` skips those that only a new folder asks for, `inherited` trusts what a killed predecessor left, `late` syncs a file after it has its name.
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
@@ -143,6 +143,16 @@ pub(super) fn sync_folder(path: &Path) -> Result<()> {
         return Ok(());
     }
     disk::sync_folder(path)?;
+    recorder.note("syncdir", &[path]);
+    Ok(())
+}
+
+pub(super) fn sync_inherited(path: &Path) -> Result<()> {
+    let Some(mut recorder) = recorder() else { return disk::sync_inherited(path) };
+    if recorder.sabotaged("inherited") || recorder.sabotaged("folder") || recorder.sabotaged("mkdir") {
+        return Ok(());
+    }
+    disk::sync_inherited(path)?;
     recorder.note("syncdir", &[path]);
     Ok(())
 }

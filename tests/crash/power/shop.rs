@@ -113,7 +113,7 @@ impl Shop {
             minute: i64::from(n),
             delete: false,
         };
-        let files = vec![("a.ndjson".to_string(), (0..152).map(line).collect())];
+        let files = vec![("a.ndjson".to_string(), (0..103).map(line).collect())];
         Shop { yaml: SOURCE.replace("ROWS", "1"), files, layers: Layers::Bronze }
     }
 
