@@ -162,6 +162,7 @@ impl Shop {
     /// Table, query and sorted rows, from the lines alone.
     fn expected(&self) -> Vec<(&'static str, &'static str, Vec<String>)> {
         let (mut bronze, mut dead) = (Vec::new(), Vec::new());
+        #[allow(clippy::type_complexity, reason = "rank, row and facts of the newest line; used here only")]
         let mut newest: BTreeMap<u32, ((i64, usize), Option<String>, (i64, u32, i64, bool))> = BTreeMap::new();
         let numbered = self.files.iter().flat_map(|(file, lines)| lines.iter().enumerate().map(move |l| (file, l)));
         for (arrival, (file, (offset, line))) in numbered.enumerate() {
