@@ -21,7 +21,7 @@ use rand::seq::SliceRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 
 use self::disk::{Content, Disk, Op, Tree, parse};
-use self::shop::{Shop, committed};
+use self::shop::{RETAINED, Shop, committed};
 use crate::support::{Sandbox, seed};
 
 mod disk;
@@ -151,10 +151,11 @@ fn states(ops: &[Op], cuts: impl Fn(usize) -> bool, random: &mut SmallRng) -> St
     states
 }
 
-/// What a state must hold before anything runs: the record of every batch that was reported done.
+/// What a state must hold before anything runs: the record of every batch that was reported done, as far back as the
+/// contract keeps them.
 fn still_reported(shop: &Shop, state: &State) -> Result<(), String> {
     let Some(last) = state.reported else { return Ok(()) };
-    (0..=last).try_for_each(|batch| match state.tree.file(&shop.commit(batch)) {
+    (last.saturating_sub(RETAINED - 1)..=last).try_for_each(|batch| match state.tree.file(&shop.commit(batch)) {
         Some(bytes) if serde_json::from_slice::<serde_json::Value>(bytes).is_ok() => Ok(()),
         found => Err(format!(
             "batch {batch} was reported done, and its commit record is {}",
