@@ -13,9 +13,12 @@ use url::Url;
 
 use crate::error::{Error, ErrorKind, Result};
 
+mod disk;
 mod local;
+#[cfg(feature = "failpoints")]
+mod recording;
 
-pub use local::DurableLocal;
+pub use local::{DurableLocal, make_folders};
 
 /// A folder on local disk or in an object store.
 #[derive(Debug, Clone)]

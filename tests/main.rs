@@ -12,3 +12,7 @@ mod support;
 // The promise on a real Apache Kafka: whatever the batches, kills, aborted transactions and bad records, the four tables
 // equal the oracle's; what cannot be read is said with the right exit code.
 mod e2e;
+
+// What a crash leaves on disk, and that the next run makes it whole.
+#[cfg(feature = "failpoints")]
+mod crash;

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::model::batch::Owner;
+use crate::storage;
 
 /// Held as long as it lives.
 #[derive(Debug)]
@@ -16,11 +17,12 @@ pub struct Lock {
     _file: File,
 }
 
-/// Takes the lock of a log in a local folder, which is created if there is none.
+/// Takes the lock of a log in a local folder, which is created if there is none: durably, because the log's own
+/// writes rely on the name of their folder.
 pub fn acquire(folder: &Path, pipeline: &str, owner: &Owner) -> Result<Lock> {
     let path = folder.join("lock");
     let failed = || format!("the lock file {} could not be opened; nothing was read or written", path.display());
-    std::fs::create_dir_all(folder).context(ErrorKind::Unavailable, failed())?;
+    storage::make_folders(folder).context(ErrorKind::Unavailable, failed())?;
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)

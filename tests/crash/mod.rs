@@ -1,0 +1,3 @@
+//! The promise under crashes, on the real binary.
+
+mod power;
