@@ -25,7 +25,7 @@
 //! | module | what it is | may import |
 //! |---|---|---|
 //! | [`model`] | the mind: offsets, plans, recovery, triggers; pure | nothing of the crate |
-//! | [`error`], [`units`] | failures with exit codes; durations and sizes | [`model`] |
+//! | [`error`], [`units`], [`fail`] | failures with exit codes; durations and sizes; fail points of test builds | [`model`] |
 //! | [`config`] | YAML to [`config::spec::PipelineSpec`], every problem at once | [`model`], [`error`], [`units`] |
 //! | [`source`], [`transform`], [`table`], [`checkpoint`] | the four ports, each with its adapters | the above, [`storage`], [`arrow_bridge`] |
 //! | [`runner`] | the heart: the walk; sees ports only | ports, [`model`], [`error`] |
@@ -37,6 +37,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod error;
+pub mod fail;
 pub mod model;
 pub mod runner;
 pub mod source;

@@ -14,6 +14,8 @@ use url::Url;
 use crate::error::{Error, ErrorKind, Result};
 
 mod disk;
+#[cfg(feature = "failpoints")]
+mod faulty;
 mod local;
 #[cfg(feature = "failpoints")]
 mod recording;
@@ -79,7 +81,7 @@ pub fn open(location: &str) -> Result<Storage> {
             Error::config(format!("`{location}` is neither an absolute path nor a URL"))
                 .help("write an absolute path such as /data/lake, or s3://, gs://, abfss:// and a bucket")
         })?;
-        return Storage::new(Arc::new(DurableLocal::new()), url);
+        return Storage::new(guarded(Arc::new(DurableLocal::new())), url);
     }
     let url =
         Url::parse(location).map_err(|cause| Error::config(format!("`{location}` is not a URL")).caused_by(cause))?;
@@ -99,7 +101,14 @@ pub fn open(location: &str) -> Result<Storage> {
                 .help("known: an absolute path, file://, s3://, gs://, abfss://, az://"));
         }
     };
-    Storage::new(root, url)
+    Storage::new(guarded(root), url)
+}
+
+/// The store itself; in a test build the fail points stand in front of it.
+fn guarded(root: Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore> {
+    #[cfg(feature = "failpoints")]
+    let root = Arc::new(faulty::Faulty::new(root));
+    root
 }
 
 #[cfg(feature = "s3")]

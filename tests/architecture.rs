@@ -10,13 +10,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("units", &["error", "model"]),
     ("cli", &[]),
     ("config", &["error", "model", "units"]),
-    ("storage", &["error", "model"]),
+    ("fail", &["error"]),
+    ("storage", &["error", "fail", "model"]),
     ("arrow_bridge", &["error", "model"]),
     ("source", &["config", "error", "model", "storage", "units"]),
     ("transform", &["arrow_bridge", "config", "error", "model", "source", "table"]),
-    ("table", &["arrow_bridge", "config", "error", "model", "source", "storage"]),
-    ("checkpoint", &["error", "model", "storage"]),
-    ("runner", &["checkpoint", "config", "error", "model", "source", "table", "transform"]),
+    ("table", &["arrow_bridge", "config", "error", "fail", "model", "source", "storage"]),
+    ("checkpoint", &["error", "fail", "model", "storage"]),
+    ("runner", &["checkpoint", "config", "error", "fail", "model", "source", "table", "transform"]),
 ];
 
 /// Which library is named only below which paths.

@@ -8,6 +8,7 @@ use std::io::{Read, Seek, Write};
 use std::path::Path;
 
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::fail;
 use crate::model::batch::Owner;
 use crate::storage;
 
@@ -30,6 +31,9 @@ pub fn acquire(folder: &Path, pipeline: &str, owner: &Owner) -> Result<Lock> {
         .truncate(false)
         .open(&path)
         .context(ErrorKind::Unavailable, failed())?;
+    if fail::skipped(fail::LOCK) {
+        return Ok(Lock { _file: file });
+    }
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(held(&mut file, pipeline)),

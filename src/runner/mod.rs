@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use crate::checkpoint::CheckpointLog;
 use crate::config::spec::{From, PipelineSpec, TableSpec, WriteSpec};
 use crate::error::{Certainty, Error, ErrorKind, Result};
+use crate::fail;
 use crate::model::batch::{BatchId, CommitRecord, Owner};
 use crate::model::offset::Offsets;
 use crate::model::recover::{self, Decision, Facts, TableFact};
@@ -251,6 +252,7 @@ impl Runner {
         if self.position.is_some() {
             return Ok(());
         }
+        fail::hit(fail::OBSERVE)?;
         let (facts, log) = self.gather().await?;
         let decision = recover::recover(&facts);
         let next = match &decision {
@@ -340,6 +342,7 @@ impl Runner {
                     Some(start) => start,
                     None => {
                         let start = source.start().await?;
+                        fail::hit(fail::FIRST_OFFSETS)?;
                         self.parts.log.record_start(name, &start).await?
                     }
                 },
@@ -353,7 +356,9 @@ impl Runner {
     async fn acknowledge(&mut self) {
         let Some(last) = self.position.as_ref().and_then(|position| position.last.clone()) else { return };
         for (name, source) in &mut self.parts.sources {
-            if let Some(offsets) = last.offsets.get(name) {
+            if let Some(offsets) = last.offsets.get(name)
+                && fail::hit(fail::ACK).is_ok()
+            {
                 source.acknowledge(offsets).await;
             }
         }

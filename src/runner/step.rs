@@ -12,6 +12,7 @@ use super::{KEEP_BATCHES, PRUNE_EVERY, Position, Runner, Stepped, app_id, meanin
 use crate::checkpoint::Claim;
 use crate::config::spec::{From, OnDataLoss, SourceKind, TableSpec, WriteSpec};
 use crate::error::{Error, ErrorKind, Result};
+use crate::fail;
 use crate::model::batch::{BatchId, BatchPlan, CommitRecord, FORMAT_VERSION, Owner, Receipt};
 use crate::model::note::Note;
 use crate::model::offset::{OffsetRanges, Offsets, Partition, Range};
@@ -70,13 +71,19 @@ impl Runner {
         let lag = self.lag(ends);
         let finished = Finished { plan, record: record.clone(), replayed, lag };
         self.emit(Event::Committed(Box::new(finished)));
+        fail::hit(fail::COMMITTED)?;
         if record.batch > 0
-            && record.batch % PRUNE_EVERY == 0
-            && let Err(error) = self.parts.log.prune(KEEP_BATCHES).await
+            && record.batch % fail::often(PRUNE_EVERY, 2) == 0
+            && let Err(error) = self.prune().await
         {
             debug!(%error, "old checkpoint objects stay; the next clean-up tries again");
         }
         Ok(record)
+    }
+
+    async fn prune(&mut self) -> Result<()> {
+        fail::hit(fail::PRUNE)?;
+        self.parts.log.prune(fail::often(KEEP_BATCHES, 2)).await
     }
 
     fn idle(&mut self) -> Stepped {
@@ -92,6 +99,7 @@ impl Runner {
         phases: &mut Phases,
     ) -> Result<Option<BatchPlan>> {
         let bounding = Instant::now();
+        fail::hit(fail::BOUND)?;
         let sources = self.bound(ends).await?;
         if sources.values().all(OffsetRanges::is_empty) {
             return Ok(None);
@@ -118,6 +126,7 @@ impl Runner {
             recipe: recipe(&self.parts.spec),
             owner: self.parts.owner.clone(),
         };
+        fail::hit(fail::PLAN)?;
         let plan = match self.parts.log.plan(&plan).await? {
             Claim::Claimed => plan,
             // Our own plan can be there already: a put whose reply was lost. What it says counts.
@@ -174,6 +183,7 @@ impl Runner {
         // Before anything is written: a plan that does not continue the position goes no further.
         let offsets = self.offsets_after(plan)?;
         let reading = Instant::now();
+        fail::hit(fail::READ)?;
         let mut records = Records::new();
         for (name, ranges) in &plan.sources {
             let source = self.parts.sources.get_mut(name).ok_or_else(|| {
@@ -190,6 +200,7 @@ impl Runner {
         phases.add("getBatch", reading);
 
         let shaping_started = Instant::now();
+        fail::hit(fail::SHAPE)?;
         let lookups = self.load_lookups(plan).await?;
         let mut shaping = if plan.is_move() {
             let context =
@@ -207,6 +218,7 @@ impl Runner {
         phases.add("addBatch", applying);
 
         let committing = Instant::now();
+        fail::hit(fail::COMMIT)?;
         let record = CommitRecord {
             version: FORMAT_VERSION,
             batch: plan.batch,
@@ -313,7 +325,9 @@ impl Runner {
             return Ok(Receipt { delta_version, already_applied: true, memory_version, ..Receipt::default() });
         }
         let txn = self.txn(name, plan)?;
+        fail::hit(fail::APPLY)?;
         let receipt = self.table(name)?.apply(change, &txn).await.map_err(|error| error.with("table", name))?;
+        fail::hit(fail::APPLIED)?;
         debug!(table = name, version = receipt.delta_version, "table committed");
         Ok(receipt)
     }

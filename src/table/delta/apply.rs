@@ -16,6 +16,7 @@ use super::winners::Winners;
 use super::write::{Rewrite, Writer};
 use super::{ATTEMPTS, DeltaLakeTable, Touched};
 use crate::error::{Error, ErrorKind, Result};
+use crate::fail;
 use crate::model::batch::{BatchId, Receipt};
 use crate::table::{Change, Txn, WriteMode};
 
@@ -205,6 +206,7 @@ impl DeltaLakeTable {
         }
         actions.extend(removes);
         actions.extend(adds.iter().cloned().map(Action::Add));
+        fail::hit(fail::PREPARED)?;
         match self.handle.commit(actions, operation, txn, race).await {
             Ok(version) => Ok((Receipt { delta_version: version, ..receipt }, touched)),
             Err(failure) => Err(Failure::Commit(Box::new(Attempted { failure, adds, receipt, touched }))),
@@ -212,6 +214,7 @@ impl DeltaLakeTable {
     }
 
     async fn create(&mut self) -> Result<(), Failure> {
+        fail::hit(fail::CREATE)?;
         let schema = delta_schema(&self.definition)?;
         let made = create(&self.handle, &schema, &self.definition.partition_by, &self.definition.maker).await;
         if let Err(cause) = made {

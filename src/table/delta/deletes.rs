@@ -23,6 +23,7 @@ use super::schema::{conform, made_by};
 use super::winners::Winners;
 use super::write::{Writer, remove};
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::fail;
 use crate::storage::Storage;
 use crate::table::maintain::{Compacted, Compaction, Vacuum, Vacuumed};
 use crate::table::{Maker, TableDefinition, Txn};
@@ -133,6 +134,7 @@ impl Memory {
         if numbers.is_empty() {
             return Ok(());
         }
+        fail::hit(fail::REMEMBER)?;
         let txn = Txn { app_id: format!("{}:deletes", txn.app_id), ..txn.clone() };
         let schema = memory_schema(encoders.0, encoders.1);
         let rows = take_record_batch(&winners.rows, &UInt32Array::from(numbers))
@@ -197,7 +199,7 @@ impl Memory {
         let writer = Writer::new(store.clone(), self.handle.location(), schema, &[], &keys, state);
         let mut small = self.handle.files()?;
         small.retain(|file| file.size < SMALL_FILE);
-        if small.len() < MERGE_ABOVE {
+        if small.len() < fail::often(MERGE_ABOVE, 2) {
             small.clear();
         }
         let mut all = vec![rows.clone()];

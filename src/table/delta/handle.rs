@@ -17,6 +17,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 
 use super::files::DataFile;
 use crate::error::{Error, Result};
+use crate::fail;
 use crate::model::batch::BatchId;
 use crate::storage::{self, Storage};
 use crate::table::Txn;
@@ -80,7 +81,7 @@ impl Handle {
     }
 
     pub(super) fn is_local(&self) -> bool {
-        self.storage.url.scheme() == "file"
+        self.storage.url.scheme() == "file" && !fail::remote()
     }
 
     pub(super) fn log(&self) -> LogStoreRef {
@@ -123,7 +124,8 @@ impl Handle {
             let version = version.and_then(|version| u64::try_from(version).ok());
             let state = DeltaTableState::try_new(self.log.as_ref(), version).await;
             let state = state.map_err(|e| self.explain(e, "read the table's log"))?;
-            self.checkpointed = state.version() / CHECKPOINT_EVERY * CHECKPOINT_EVERY;
+            let every = fail::often(CHECKPOINT_EVERY, 2);
+            self.checkpointed = state.version() / every * every;
             self.state = Some(state);
         }
         Ok(exists)
@@ -259,7 +261,8 @@ impl Handle {
     /// is only slower to read.
     pub(super) async fn tidy_log(&mut self, now: DateTime<Utc>) {
         let Some(version) = self.state.as_ref().map(DeltaTableState::version) else { return };
-        if version < self.checkpointed + CHECKPOINT_EVERY {
+        let every = fail::often(CHECKPOINT_EVERY, 2);
+        if version < self.checkpointed + every || fail::hit(fail::DELTA_CHECKPOINT).is_err() {
             return;
         }
         let clean = version / CLEAN_EVERY > self.checkpointed / CLEAN_EVERY;
