@@ -7,6 +7,8 @@ ROWS ?= 100_000
 # Where `make demo` keeps its tables and its checkpoint.
 DEMO ?= $(CURDIR)/target/demo
 CARGO_FLAGS ?= --release --locked
+# Tests run a binary that can be made to die and fail (src/fail.rs); the one that ships cannot.
+TEST_FLAGS = $(CARGO_FLAGS) --features failpoints
 BIN = $(shell cargo metadata --format-version 1 --no-deps --offline | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release/tidegate
 
 .PHONY: help
@@ -16,6 +18,7 @@ help: ## List the targets
 .PHONY: build
 build: ## Build the binary (release)
 	cargo build $(CARGO_FLAGS)
+	@! grep -q TIDEGATE_FAIL $(BIN) || { echo "error: $(BIN) has fail points in it, which are for tests only"; exit 1; }
 
 .PHONY: demo
 demo: build ## Run the main job on a generated source, without any service; again: continues
@@ -29,13 +32,18 @@ demo-clean: ## Forget the demo's tables and checkpoint
 .PHONY: test
 test: ## Run every test, the ones against a real Kafka included where it can be started
 	@tests/kafka/summary.sh --reset
-	cargo test $(CARGO_FLAGS)
+	cargo test $(TEST_FLAGS)
 	@tests/kafka/summary.sh
+
+.PHONY: crash
+crash: ## SIGKILL at every fail point at every hit, crashes in recoveries, storage faults, two runners: everything (long)
+	TIDEGATE_CRASH=all cargo test $(TEST_FLAGS) --test it crash:: -- --nocapture --test-threads=1
 
 .PHONY: lint
 lint: ## Formatting and lints
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --features failpoints -- -D warnings
 
 .PHONY: fmt
 fmt: ## Format the code
@@ -49,7 +57,7 @@ kafka-down: ## Stop it; its data is kept
 
 .PHONY: e2e-full bench memory cross-check
 e2e-full: ## The end-to-end tests at full size: 1,000,000 orders, 30 kills
-	TIDEGATE_REQUIRE_KAFKA=1 TIDEGATE_E2E_ROWS=1000000 TIDEGATE_KILLS=30 cargo test $(CARGO_FLAGS) --test it e2e:: -- --nocapture --test-threads=1
+	TIDEGATE_REQUIRE_KAFKA=1 TIDEGATE_E2E_ROWS=1000000 TIDEGATE_KILLS=30 cargo test $(TEST_FLAGS) --test it e2e:: -- --nocapture --test-threads=1
 bench: ## Rows/s to bronze and through all layers, beside only consuming the same topic
 	@tests/bench.sh $(BENCH_ROWS)
 memory: ## Peak memory while a backlog of 5,000,000 rows is drained

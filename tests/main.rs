@@ -13,6 +13,6 @@ mod support;
 // equal the oracle's; what cannot be read is said with the right exit code.
 mod e2e;
 
-// What a crash leaves on disk, and that the next run makes it whole.
+// The promise under crashes, power cuts, storage faults and second runners, on the real binary.
 #[cfg(feature = "failpoints")]
 mod crash;

@@ -15,7 +15,7 @@ use crate::config::document::{SqlField, SqlPlace};
 use crate::config::report::Report;
 use crate::config::spec::PipelineSpec;
 use crate::config::{self, Loaded};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::batch::{FORMAT_VERSION, Owner};
 use crate::model::recover::Inconsistency;
 use crate::runner::clock::{Clock, SystemClock};
@@ -53,6 +53,8 @@ pub(super) async fn check(global: &Global, file: &Path) -> Result<Checked, Failu
                 lookups.insert(name.clone(), lookup);
                 schemas.insert(name.clone(), schema);
             }
+            // Storage that is away for a moment says nothing about the file: the run may be tried again.
+            Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error.into()),
             Err(error) => report.add_at(&["lookups", name], error.to_string(), error.help_lines().first().cloned()),
         }
     }

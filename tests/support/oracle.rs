@@ -11,6 +11,44 @@ use super::broker::Record;
 use super::lake::{self, NULL, assert_same};
 use super::orders;
 
+/// Where records came from, which decides what the columns that describe them say.
+pub enum Origin<'a> {
+    /// A Kafka topic.
+    Topic(&'a str),
+    /// A folder where partition N is the file `part-N.ndjson`: no keys, no times, and lines for offsets.
+    Files,
+}
+
+impl Origin<'_> {
+    fn topic(&self, stored: &Stored) -> String {
+        match self {
+            Origin::Topic(topic) => topic.to_string(),
+            Origin::Files => format!("part-{}.ndjson", stored.partition),
+        }
+    }
+
+    fn partition(&self, stored: &Stored) -> i32 {
+        match self {
+            Origin::Topic(_) => stored.partition,
+            Origin::Files => 0,
+        }
+    }
+
+    fn timestamp(&self, stored: &Stored) -> String {
+        match self {
+            Origin::Topic(_) => (stored.record.timestamp * 1_000).to_string(),
+            Origin::Files => NULL.to_string(),
+        }
+    }
+
+    fn key(&self, stored: &Stored) -> String {
+        match self {
+            Origin::Topic(_) => bytes(stored.record.key.as_deref()),
+            Origin::Files => NULL.to_string(),
+        }
+    }
+}
+
 /// A record where the broker put it.
 pub struct Stored {
     /// Partition.
@@ -62,18 +100,23 @@ pub struct Tables {
 impl Tables {
     /// What the pipeline must have made of these records of `topic`, whatever their batches.
     pub fn expected(topic: &str, records: &[Stored]) -> Self {
+        Self::expected_from(&Origin::Topic(topic), records)
+    }
+
+    /// The same for records from elsewhere.
+    pub fn expected_from(origin: &Origin<'_>, records: &[Stored]) -> Self {
         let mut tables = Tables { bronze: Vec::new(), silver: Vec::new(), gold: Vec::new(), dead: Vec::new() };
         let mut newest: HashMap<String, ((i64, i32, i64), Order)> = HashMap::new();
         for stored in records {
             let Some(order) = stored.record.value.as_deref().and_then(decode) else {
-                tables.dead.push(dead_line(topic, stored, "decode", None));
+                tables.dead.push(dead_line(origin, stored, "decode", None));
                 continue;
             };
-            tables.bronze.push(bronze_line(topic, stored, &order));
+            tables.bronze.push(bronze_line(origin, stored, &order));
             // A delete is not judged by rules about a row that is going away.
             let is_delete = order.op.as_deref() == Some("d");
             if !is_delete && order.quantity.is_none_or(|quantity| quantity <= 0) {
-                tables.dead.push(dead_line(topic, stored, "expect", Some("positive_quantity")));
+                tables.dead.push(dead_line(origin, stored, "expect", Some("positive_quantity")));
                 continue;
             }
             let rank = (order.micros, stored.partition, stored.offset);
@@ -187,13 +230,14 @@ fn bytes(value: Option<&[u8]>) -> String {
     line
 }
 
-fn bronze_line(topic: &str, stored: &Stored, order: &Order) -> String {
+fn bronze_line(origin: &Origin<'_>, stored: &Stored, order: &Order) -> String {
     format!(
-        "{}|{}|{topic}|{}|{}|{}|{}|{}|{}|{}|{}|{}|{}|{}",
-        stored.partition,
+        "{}|{}|{}|{}|{}|{}|{}|{}|{}|{}|{}|{}|{}|{}",
+        origin.partition(stored),
         stored.offset,
-        stored.record.timestamp * 1_000,
-        bytes(stored.record.key.as_deref()),
+        origin.topic(stored),
+        origin.timestamp(stored),
+        origin.key(stored),
         order.order_id,
         text(order.customer_id.as_ref()),
         text(order.store_id.as_ref()),
@@ -238,14 +282,15 @@ fn gold_lines(live: &[Order]) -> Vec<String> {
     groups.into_iter().map(|((d, store), (n, sum))| format!("{d}|{}|{n}|{}", text(store), text(sum))).collect()
 }
 
-fn dead_line(topic: &str, stored: &Stored, stage: &str, rule: Option<&str>) -> String {
+fn dead_line(origin: &Origin<'_>, stored: &Stored, stage: &str, rule: Option<&str>) -> String {
     format!(
-        "{topic}|{}|{}|{}|{stage}|{}|{}|{}",
-        stored.partition,
+        "{}|{}|{}|{}|{stage}|{}|{}|{}",
+        origin.topic(stored),
+        origin.partition(stored),
         stored.offset,
-        stored.record.timestamp * 1_000,
+        origin.timestamp(stored),
         text(rule),
-        bytes(stored.record.key.as_deref()),
+        origin.key(stored),
         bytes(stored.record.value.as_deref()),
     )
 }

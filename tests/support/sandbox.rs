@@ -154,6 +154,11 @@ impl Running {
         }
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Whether it is over.
     pub fn ended(&self) -> bool {
         // `try_wait` needs `&mut`; a zombie that nobody has waited for says so in its state.

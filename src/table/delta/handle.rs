@@ -332,6 +332,10 @@ pub(super) fn is_conflict(err: &DeltaTableError) -> bool {
     }
 }
 
+/// What Delta's kernel writes before an error of the store. It keeps that error to itself (no `source()`), and its type
+/// cannot be named from here.
+const KERNEL_STORE: &str = "Error interacting with object store: ";
+
 /// Says what an error below the table means to an operator.
 pub(super) fn explain(err: impl std::error::Error + Send + Sync + 'static, what: &str, at: &str) -> Error {
     if let Some(kind) = storage::io_cause(&err) {
@@ -344,6 +348,10 @@ pub(super) fn explain(err: impl std::error::Error + Send + Sync + 'static, what:
             return storage::explain(store, what, at);
         }
         next = cause.source();
+    }
+    let text = err.to_string();
+    if text.contains(KERNEL_STORE) {
+        return storage::explain(&object_store::Error::Generic { store: "store", source: text.into() }, what, at);
     }
     Error::failed(format!("cannot {what}")).with("at", at).caused_by(err)
 }
