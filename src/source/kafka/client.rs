@@ -12,9 +12,10 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset as Raw, TopicPartitionList};
 use regex::Regex;
 
+use super::topic_id;
 use crate::config::spec::{KafkaSpec, TopicSelection};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::offset::{Offset, Offsets, Partition};
+use crate::model::offset::{Incarnations, Offset, Offsets, Partition};
 
 /// Tries of one question; the waits between them double, so the first is 1/31 of the patience.
 const TRIES: u32 = 5;
@@ -202,7 +203,7 @@ impl Admin {
         }
     }
 
-    /// Every partition of the topics that the spec selects.
+    /// Every partition of those topics that the spec selects and that exist.
     pub fn partitions(&self) -> Result<Vec<Partition>> {
         match &self.spec.topics {
             TopicSelection::Pattern(pattern) => {
@@ -210,11 +211,7 @@ impl Admin {
                     .map_err(|e| Error::config(format!("`{pattern}` is not a regular expression")).caused_by(e))?;
                 let all = self.topics(None)?;
                 let mine = all.iter().filter(|(name, _)| !name.starts_with("__") && regex.is_match(name));
-                let found: Vec<Partition> = mine.flat_map(|(name, partitions)| each(name, partitions)).collect();
-                if found.is_empty() {
-                    return Err(missing(&format!("no topic matches `{pattern}`"), pattern, all.keys()));
-                }
-                Ok(found)
+                Ok(mine.flat_map(|(name, partitions)| each(name, partitions)).collect())
             }
             TopicSelection::Names(names) => {
                 let mut known = BTreeMap::new();
@@ -225,13 +222,31 @@ impl Admin {
                         known.extend(self.topics(Some(name))?);
                     }
                 }
-                if let Some(name) = names.iter().find(|name| known.get(*name).is_none_or(BTreeSet::is_empty)) {
-                    let all = self.topics(None)?;
-                    return Err(missing(&format!("topic `{name}` does not exist"), name, all.keys()));
-                }
-                Ok(names.iter().flat_map(|name| each(name, &known[name])).collect())
+                Ok(names.iter().filter_map(|name| Some(each(name, known.get(name)?))).flatten().collect())
             }
         }
+    }
+
+    /// Fails when a selected topic is neither among those `found` nor among those that were `read` before: one that was
+    /// read and is gone is a loss, which is judged elsewhere.
+    pub fn require(&self, found: &[Partition], read: &Offsets) -> Result<()> {
+        let absent = match &self.spec.topics {
+            TopicSelection::Names(names) => {
+                let is_absent = |name: &&String| !found.iter().chain(read.0.keys()).any(|p| p.topic == **name);
+                names.iter().find(is_absent).map(|name| (format!("topic `{name}` does not exist"), name))
+            }
+            TopicSelection::Pattern(pattern) => {
+                let is_empty = found.is_empty() && read.0.is_empty();
+                is_empty.then(|| (format!("no topic matches `{pattern}`"), pattern))
+            }
+        };
+        let Some((message, wanted)) = absent else { return Ok(()) };
+        Err(missing(&message, wanted, self.topics(None)?.keys()))
+    }
+
+    /// Which topics the names stand for now.
+    pub fn incarnations(&self, topics: &[String]) -> Result<Incarnations> {
+        self.ask("which topics are there", |client, timeout| topic_id::ask(client, topics, timeout))
     }
 
     fn topics(&self, only: Option<&str>) -> Result<BTreeMap<String, BTreeSet<i32>>> {
