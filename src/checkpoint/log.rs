@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 
 use super::{CheckpointLog, Claim, Head, Identity, seal};
 use crate::error::{Error, Result};
-use crate::model::batch::{BatchId, BatchPlan, CommitRecord, FORMAT_VERSION, Start};
+use crate::model::batch::{BatchId, BatchPlan, CommitRecord, Start};
 use crate::storage::{self, Storage};
 
 /// See the module.

@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::loss::{Loss, Lost};
-use super::offset::{Discontinuity, Incarnations, OffsetRanges, Offsets};
+use super::offset::{Discontinuity, Incarnations, OffsetRanges, Offsets, Partition};
 
 /// Version of the on-disk records that this build writes.
 pub const FORMAT_VERSION: u32 = 2;
@@ -97,18 +97,18 @@ impl BatchPlan {
                     std::cmp::Ordering::Equal => {}
                 }
             }
-            for lost in self.lost.get(name).into_iter().flatten() {
-                // A partition that the topic of today does not have: a position in it would be taken for one in the
-                // partition that may be added some day.
-                if let Loss::Recreated { partition, .. } = &lost.loss
-                    && !ranges.0.contains_key(partition)
-                {
-                    from.0.remove(partition);
-                }
-            }
+            from.0.retain(|partition, _| !self.drops(name, partition));
             *from = from.advance(ranges)?;
         }
         Ok(offsets)
+    }
+
+    /// Whether the position in a partition is given up: the topic was created again and does not have the partition. Kept,
+    /// it would be taken for a position in the partition that may be added some day.
+    pub fn drops(&self, source: &str, partition: &Partition) -> bool {
+        let is_other = |lost: &Lost| matches!(&lost.loss, Loss::Recreated { partition: lost, .. } if lost == partition);
+        let is_read = self.sources.get(source).is_some_and(|ranges| ranges.0.contains_key(partition));
+        !is_read && self.lost.get(source).into_iter().flatten().any(is_other)
     }
 
     /// Whether the batch moves positions instead of reading.

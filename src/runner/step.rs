@@ -96,7 +96,9 @@ impl Runner {
         let bounded = self.bound(ends).await?;
         let sources: BTreeMap<String, OffsetRanges> =
             bounded.iter().map(|(name, bounded)| (name.clone(), bounded.ranges.clone())).collect();
-        if sources.values().all(OffsetRanges::is_empty) {
+        // A position that a loss moved is made durable at once, or what is appended meanwhile could pass for lost too.
+        let is_moved = bounded.values().flat_map(|bounded| &bounded.lost).any(|loss| !loss.is_gone());
+        if sources.values().all(OffsetRanges::is_empty) && !is_moved {
             return Ok(None);
         }
         let mut pinned = BTreeMap::new();

@@ -21,7 +21,10 @@ pub fn error(loss: &Loss) -> Error {
                 "a broker lost its newest records (an unclean leader election, a disk restored from a copy): the tables \
                  hold rows that the topic no longer has; ask whoever runs the cluster, and the producers to send again",
             )
-            .help("to go on at the end of what is left: set `on_data_loss: skip` in the source; nothing is read twice"),
+            .help(
+                "to go on at the end of what is there now: set `on_data_loss: skip` in the source; nothing is read twice, \
+                 and what was written to the partition since it was cut is not read at all",
+            ),
         Loss::Recreated { .. } => error
             .help("if the new topic holds other data, give the pipeline a new name or a new checkpoint folder")
             .help(

@@ -62,7 +62,10 @@ async fn the_same_ranges_give_the_same_records(reopen: Reopen<'_>) {
     let (ranges, first) = everything(reopen().as_mut()).await;
     let mut again = reopen();
     assert_eq!(rows(&first), rows(&again.read(&ranges, &Incarnations::new()).await.expect("another process").batches));
-    assert_eq!(rows(&first), rows(&again.read(&ranges, &Incarnations::new()).await.expect("the same process, twice").batches));
+    assert_eq!(
+        rows(&first),
+        rows(&again.read(&ranges, &Incarnations::new()).await.expect("the same process, twice").batches)
+    );
     let order: Vec<_> = rows(&first).into_iter().map(|(t, p, o, _)| (t, p, o)).collect();
     assert!(order.windows(2).all(|w| w[0] < w[1]), "topic, partition, offset ascend");
     assert!(order.len() >= 100, "{} rows", order.len());

@@ -2,4 +2,6 @@
 
 mod examples;
 mod kafka;
+mod kafka_edges;
+mod kafka_losses;
 mod repair;

@@ -326,8 +326,11 @@ impl State {
     }
 
     fn restless(&self) -> crate::error::Error {
-        crate::error::Error::new(ErrorKind::Unavailable, "topics were deleted and created again faster than they could be read")
-            .help("nothing was lost: the next start goes on where this one stopped")
+        crate::error::Error::new(
+            ErrorKind::Unavailable,
+            "topics were deleted and created again faster than they could be read",
+        )
+        .help("nothing was lost: the next start goes on where this one stopped")
     }
 
     /// The records of `ranges`, which were found in the topics of `now`; `None` when those topics lost records or became

@@ -24,8 +24,8 @@ use rdkafka::topic_partition_list::{Offset as Raw, TopicPartitionList};
 use super::client::{Admin, Client, Ears, connect, unavailable};
 use crate::config::spec::KafkaSpec;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::offset::{Offset, OffsetRanges, Offsets, Partition, Range};
 use crate::model::loss::Loss;
+use crate::model::offset::{Offset, OffsetRanges, Offsets, Partition, Range};
 use crate::source::loss;
 use crate::source::rows::{Headers, Rows};
 

@@ -97,10 +97,7 @@ fn is_foreign(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-fn poll(
-    queue: &Owned<c::rd_kafka_queue_t>,
-    timeout: Duration,
-) -> KafkaResult<Owned<c::rd_kafka_event_t>> {
+fn poll(queue: &Owned<c::rd_kafka_queue_t>, timeout: Duration) -> KafkaResult<Owned<c::rd_kafka_event_t>> {
     let deadline = Instant::now() + timeout;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -141,9 +138,8 @@ fn read(event: &Owned<c::rd_kafka_event_t>) -> Incarnations {
         if error != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR || id.is_null() {
             continue;
         }
-        let (most, least) = unsafe {
-            (c::rd_kafka_Uuid_most_significant_bits(id), c::rd_kafka_Uuid_least_significant_bits(id))
-        };
+        let (most, least) =
+            unsafe { (c::rd_kafka_Uuid_most_significant_bits(id), c::rd_kafka_Uuid_least_significant_bits(id)) };
         // All zeros is what brokers without ids answer.
         let (name, text) = unsafe { (c::rd_kafka_TopicDescription_name(topic), c::rd_kafka_Uuid_base64str(id)) };
         if (most, least) == (0, 0) || name.is_null() || text.is_null() {
