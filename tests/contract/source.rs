@@ -278,7 +278,7 @@ async fn records_that_arrive_between_batches_are_read_without_a_new_consumer() {
 async fn a_missing_topic_names_the_topics_there_are() {
     let cluster = cluster(&[("orders.v1", 1)]);
     let mut source = KafkaSource::new(kafka_spec(&cluster, names(&["order.v1"])), Duration::from_secs(2));
-    let error = source.end().await.expect_err("missing");
+    let error = source.start().await.expect_err("missing");
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
     assert!(error.help_lines().iter().any(|line| line.contains("did you mean `orders.v1`")), "{}", error.report());
 }
@@ -377,7 +377,7 @@ async fn speed() {
         let mut source = KafkaSource::new(kafka_spec(&cluster, names(&["t"])), PATIENCE);
         let from = source.earliest().await.expect("earliest");
         let end = source.end().await.expect("end");
-        let idle = source.bound(&end, &Incarnations::new(), &end, WIDE).await.expect("idle").ranges;
+        let idle = source.bound(&end, &Incarnations::new(), &end, WIDE).await.expect("idle");
         eprintln!("idle questions {:?} {}", started.elapsed(), idle.is_empty());
         let reading = std::time::Instant::now();
         let ranges = source.bound(&from, &Incarnations::new(), &end, WIDE).await.expect("bound").ranges;
@@ -390,7 +390,7 @@ async fn speed() {
     let started = std::time::Instant::now();
     let mut source = KafkaSource::new(kafka_spec(&cluster, names(&["t"])), PATIENCE);
     let end = source.end().await.expect("end");
-    source.bound(&end, &Incarnations::new(), &end, WIDE).await.expect("idle").ranges;
+    source.bound(&end, &Incarnations::new(), &end, WIDE).await.expect("idle");
     drop(source);
     eprintln!("idle run {:?}", started.elapsed());
     let spec = GenerateSpec {

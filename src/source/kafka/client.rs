@@ -2,6 +2,7 @@
 //! (which partitions, where they start and end).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -131,12 +132,18 @@ pub struct Admin {
     client: Client,
     spec: KafkaSpec,
     patience: Duration,
+    /// A broker that has answered before, or [`NOBODY`].
+    answering: AtomicI32,
 }
+
+/// No broker has this id.
+const NOBODY: i32 = -1;
 
 impl Admin {
     /// A client for questions only: it joins no group, so it opens and closes fast.
     pub fn new(spec: &KafkaSpec, patience: Duration) -> Result<Self> {
-        Ok(Admin { client: connect(spec, false, 0)?, spec: spec.clone(), patience })
+        let answering = AtomicI32::new(NOBODY);
+        Ok(Admin { client: connect(spec, false, 0)?, spec: spec.clone(), patience, answering })
     }
 
     /// Runs `question` until it succeeds; what can only fail again fails at once.
@@ -246,7 +253,18 @@ impl Admin {
 
     /// Which topics the names stand for now.
     pub fn incarnations(&self, topics: &[String]) -> Result<Incarnations> {
-        self.ask("which topics are there", |client, timeout| topic_id::ask(client, topics, timeout))
+        let Some(first) = topics.first() else { return Ok(Incarnations::new()) };
+        self.ask("which topics are there", |client, timeout| {
+            // Any broker knows; left to itself the library would insist on the controller, which clients may not reach.
+            let mut broker = self.answering.swap(NOBODY, Ordering::Relaxed);
+            if broker == NOBODY {
+                let metadata = client.fetch_metadata(Some(first), timeout)?;
+                broker = metadata.brokers().first().map_or(NOBODY, |broker| broker.id());
+            }
+            let answer = topic_id::ask(client, topics, broker, timeout)?;
+            self.answering.store(broker, Ordering::Relaxed);
+            Ok(answer)
+        })
     }
 
     fn topics(&self, only: Option<&str>) -> Result<BTreeMap<String, BTreeSet<i32>>> {

@@ -47,8 +47,9 @@ impl<T> Drop for Owned<T> {
     }
 }
 
-/// The ids of those of `topics` that exist and have one. Empty where the brokers know nothing of ids.
-pub fn ask(client: &Client, topics: &[String], timeout: Duration) -> KafkaResult<Incarnations> {
+/// The ids of those of `topics` that exist and have one, as `broker` knows them. Empty where the brokers know nothing of
+/// ids.
+pub fn ask(client: &Client, topics: &[String], broker: i32, timeout: Duration) -> KafkaResult<Incarnations> {
     // A name with a zero byte is no topic's.
     let names: Vec<CString> = topics.iter().filter_map(|topic| CString::new(topic.as_str()).ok()).collect();
     if names.is_empty() {
@@ -70,13 +71,16 @@ pub fn ask(client: &Client, topics: &[String], timeout: Duration) -> KafkaResult
         c::rd_kafka_AdminOptions_destroy,
         "options",
     )?;
-    // The buffer is as long as is said; what the library writes about a refused time-out is not needed.
+    // The buffer is as long as is said; what the library writes about a refused value is not needed.
     let mut why = [0 as c_char; 256];
-    let set = unsafe {
-        c::rd_kafka_AdminOptions_set_request_timeout(options.get(), milliseconds, why.as_mut_ptr(), why.len())
-    };
-    if set != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
-        return Err(KafkaError::AdminOpCreation("the time-out was refused".into()));
+    let (text, length) = (why.as_mut_ptr(), why.len());
+    let mut set =
+        vec![unsafe { c::rd_kafka_AdminOptions_set_request_timeout(options.get(), milliseconds, text, length) }];
+    if broker >= 0 {
+        set.push(unsafe { c::rd_kafka_AdminOptions_set_broker(options.get(), broker, text, length) });
+    }
+    if set.iter().any(|&set| set != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR) {
+        return Err(KafkaError::AdminOpCreation("an option was refused".into()));
     }
     // Copies what it needs of the collection and the options, and answers on the queue.
     unsafe { c::rd_kafka_DescribeTopics(handle, collection.get(), options.get(), queue.get()) };
