@@ -35,7 +35,7 @@ pub fn error(loss: &Loss) -> Error {
             .help("if it was removed by mistake, restore it and start again: the run goes on where it stood")
             .help("to go on without it: set `on_data_loss: skip` in the source"),
         Loss::TopicGone { .. } => error
-            .help("if it was removed for good, take it out of the source's topics and set `on_data_loss: skip`")
+            .help("if it was removed for good, take it out of the source's `topics`, or set `on_data_loss: skip`")
             .help("if it was removed by mistake, it cannot come back: a topic of the same name is another one"),
     }
 }

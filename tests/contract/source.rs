@@ -378,7 +378,7 @@ async fn speed() {
         let from = source.earliest().await.expect("earliest");
         let end = source.end().await.expect("end");
         let idle = source.bound(&end, &Incarnations::new(), &end, WIDE).await.expect("idle");
-        eprintln!("idle questions {:?} {}", started.elapsed(), idle.is_empty());
+        eprintln!("idle questions {:?} {}", started.elapsed(), idle.ranges.is_empty());
         let reading = std::time::Instant::now();
         let ranges = source.bound(&from, &Incarnations::new(), &end, WIDE).await.expect("bound").ranges;
         let read = rows(&source.read(&ranges, &Incarnations::new()).await.expect("read").batches).len();

@@ -166,6 +166,13 @@ fn a_topic_that_appears_under_a_pattern_is_read_from_its_first_record() {
     let topics = lake::lines(&world.lake().join("bronze/orders"), "SELECT _topic, count(*) FROM t GROUP BY _topic");
     assert_eq!(topics, ["pattern.v1|45", "pattern.v2|20"]);
     assert_eq!(count(&world, "silver/orders"), "65");
+    // A topic that is taken out of the selection is not lost, and goes on where it stood when it is put back.
+    world.sandbox.write(FILE, &pipeline.yaml().replace("topics: [pattern.v1]", "topics: [pattern.v2]"));
+    world.produce(&named("e", 0, 7));
+    world.broker.produce("pattern.v2", named("f", 0, 3));
+    assert_eq!(world.sandbox.drain(FILE).success().batches(), [3]);
+    world.pipeline(None);
+    assert_eq!(world.sandbox.drain(FILE).success().batches(), [7]);
 }
 
 #[test]

@@ -210,14 +210,27 @@ impl Admin {
         }
     }
 
-    /// Every partition of those topics that the spec selects and that exist.
-    pub fn partitions(&self) -> Result<Vec<Partition>> {
-        match &self.spec.topics {
+    /// Whether the spec selects a topic.
+    pub fn selects(&self) -> Result<Box<dyn Fn(&str) -> bool>> {
+        Ok(match &self.spec.topics {
+            TopicSelection::Names(names) => {
+                let names: BTreeSet<String> = names.iter().cloned().collect();
+                Box::new(move |name| names.contains(name))
+            }
             TopicSelection::Pattern(pattern) => {
                 let regex = Regex::new(pattern)
                     .map_err(|e| Error::config(format!("`{pattern}` is not a regular expression")).caused_by(e))?;
-                let all = self.topics(None)?;
-                let mine = all.iter().filter(|(name, _)| !name.starts_with("__") && regex.is_match(name));
+                Box::new(move |name| !name.starts_with("__") && regex.is_match(name))
+            }
+        })
+    }
+
+    /// Every partition of those topics that the spec selects and that exist.
+    pub fn partitions(&self) -> Result<Vec<Partition>> {
+        match &self.spec.topics {
+            TopicSelection::Pattern(_) => {
+                let (all, selects) = (self.topics(None)?, self.selects()?);
+                let mine = all.iter().filter(|(name, _)| selects(name));
                 Ok(mine.flat_map(|(name, partitions)| each(name, partitions)).collect())
             }
             TopicSelection::Names(names) => {

@@ -283,6 +283,9 @@ impl State {
 
     fn bound(&mut self, from: &Offsets, known: &Incarnations, end: &Offsets, limits: Limits) -> Result<Bounded> {
         self.kept = None;
+        let selects = self.admin()?.selects()?;
+        // A topic that the user took out of the file is not lost; its position is kept for the day it comes back.
+        let from = &Offsets(from.0.iter().filter(|(p, _)| selects(&p.topic)).map(|(p, &at)| (p.clone(), at)).collect());
         self.require_topics(from)?;
         for _ in 0..CHANGES {
             let (now, from, lost) = self.judge(Some(end), |now| {
