@@ -127,6 +127,9 @@ pub fn connect(spec: &KafkaSpec, group: bool, queue_kb: usize) -> Result<Client>
     })
 }
 
+/// Whether a topic, by name, is one of those to read.
+pub type Selection = Box<dyn Fn(&str) -> bool>;
+
 /// Asks questions about topics and offsets until they are answered or patience ends.
 pub struct Admin {
     client: Client,
@@ -211,7 +214,7 @@ impl Admin {
     }
 
     /// Whether the spec selects a topic.
-    pub fn selects(&self) -> Result<Box<dyn Fn(&str) -> bool>> {
+    pub fn selects(&self) -> Result<Selection> {
         Ok(match &self.spec.topics {
             TopicSelection::Names(names) => {
                 let names: BTreeSet<String> = names.iter().cloned().collect();
