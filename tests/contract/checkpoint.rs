@@ -191,7 +191,7 @@ async fn records_of_every_version_in_the_field_stay_readable() {
         let identity = log.identity().await.expect("reads").expect("there");
         assert_eq!((identity.pipeline_id.as_str(), identity.created_by), ("one", owner("a")));
         let start = log.start("source").await.expect("reads").expect("there");
-        assert_eq!(start, Offsets(BTreeMap::from([(Partition::new("t", 0), 5)])));
+        assert_eq!(start.offsets, Offsets(BTreeMap::from([(Partition::new("t", 0), 5)])));
         let head = log.head().await.expect("reads");
         assert_eq!(head.plan, Some(BatchPlan { version, ..plan(4, "a") }));
         assert_eq!(head.commit, Some(CommitRecord { version, ..record(4) }));
