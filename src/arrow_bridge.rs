@@ -5,7 +5,7 @@
 //! struct releases the memory. Numbers, decimals, dates and timestamps are not copied; text and bytes are copied into
 //! Polars' view layout on the way in, and into Delta's plain layout on the way out.
 
-// The one file with unsafe code: two foreign libraries meet in a C struct, and no safe function joins them.
+// One of the two files with unsafe code (the other is source/kafka/topic_id.rs): two foreign libraries meet in a C struct, and no safe function joins them.
 #![allow(unsafe_code)]
 
 use std::sync::Arc;

@@ -36,7 +36,7 @@ pub(super) async fn show(global: &Global, args: &PipelineArgs) -> Result<Outcome
     for (name, mut source) in compose::open_sources(spec)? {
         let at = match position.get(&name) {
             Some(at) => at.clone(),
-            None => log.start(&name).await?.unwrap_or_default(),
+            None => log.start(&name).await?.unwrap_or_default().offsets,
         };
         let extent = Extent { at, earliest: source.earliest().await?, end: source.end().await? };
         for partition in extent.at.0.keys().chain(extent.end.0.keys()).collect::<std::collections::BTreeSet<_>>() {

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::error::Error;
 use crate::model::batch::{BatchPlan, CommitRecord, Owner};
+use crate::model::loss::Lost;
 
 /// The `error` member of a result.
 pub(super) fn error_json(error: &Error) -> Value {
@@ -15,6 +16,24 @@ pub(super) fn error_json(error: &Error) -> Value {
         "message": error.to_string(),
         "help": error.help_lines(),
     })
+}
+
+/// What batches went without, one entry per partition and reason.
+pub(super) fn losses_json(records: &[CommitRecord]) -> Vec<Value> {
+    let entry = |record: &CommitRecord, source: &String, lost: &Lost| {
+        let mut json = json!({ "batch_id": record.batch, "source": source, "message": lost.loss.message() });
+        if let (Value::Object(entry), Ok(Value::Object(fields))) = (&mut json, serde_json::to_value(lost)) {
+            entry.extend(fields);
+        }
+        json
+    };
+    let of = |record| losses(record).map(move |(source, lost)| entry(record, source, lost));
+    records.iter().flat_map(of).collect()
+}
+
+/// What a batch went without, with the source's name.
+pub(super) fn losses(record: &CommitRecord) -> impl Iterator<Item = (&String, &Lost)> {
+    record.lost.iter().flat_map(|(source, lost)| lost.iter().map(move |lost| (source, lost)))
 }
 
 /// A finished batch in a result.
@@ -28,6 +47,7 @@ pub(super) fn batch_json(record: &CommitRecord) -> Value {
         "expectations": record.expectations,
         "duration_ms": record.duration_ms,
         "tables": record.tables,
+        "lost": record.lost,
         "committed_at": record.committed_at,
     })
 }

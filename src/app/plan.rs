@@ -30,7 +30,7 @@ pub(super) async fn plan(global: &Global, args: &PipelineArgs) -> Result<Outcome
         compose::open_tables(&checked, &identity)?.iter().map(|table| table.definition().clone()).collect();
     let mut starts = BTreeMap::new();
     for name in spec.sources.keys() {
-        starts.insert(name.clone(), log.start(name).await?);
+        starts.insert(name.clone(), log.start(name).await?.map(|start| start.offsets));
     }
     let mut sources = compose::open_sources(&spec)?;
     let location = log.location();

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::output::{aligned, grouped};
+use super::output::{aligned, grouped, losses, losses_json};
 use super::{Failure, Outcome, compose};
 use crate::checkpoint::CheckpointLog;
 use crate::cli::{Global, StatusArgs};
@@ -12,6 +12,9 @@ use crate::model::recover::{Decision, recover};
 use crate::runner::Runner;
 use crate::runner::event::Event;
 use crate::{storage, table};
+
+/// Batches whose losses are shown.
+const RECENT: usize = 10;
 
 pub(super) async fn status(global: &Global, args: &StatusArgs) -> Result<Outcome, Failure> {
     let checked = compose::check(global, &args.pipeline.file).await?;
@@ -26,6 +29,7 @@ pub(super) async fn status(global: &Global, args: &StatusArgs) -> Result<Outcome
         let json = json!({ "version": 1, "status": "ok", "pipeline": spec.name, "state": "never_ran" });
         return Ok(Outcome { text, json, code: 0 });
     };
+    let recent = log.history(RECENT).await?;
     let parts = compose::parts(checked, &identity, owner, Box::new(log), Box::new(|_: &Event| {}))?;
     let mut runner = Runner::new(parts);
     let facts = runner.observe().await?;
@@ -41,6 +45,13 @@ pub(super) async fn status(global: &Global, args: &StatusArgs) -> Result<Outcome
         text.push_str(&format!(", last commit {at} ({} rows)", grouped(commit.input_rows)));
     }
     text.push_str(&format!("\n  checkpoint {location}\n"));
+    for record in &recent {
+        for (_, lost) in losses(record) {
+            let unread = lost.unread.map(|range| format!(" (offsets {} to {} were planned)", range.from, range.until));
+            let (batch, why) = (record.batch, lost.loss.message());
+            text.push_str(&format!("  batch {batch} went without: {why}{}\n", unread.unwrap_or_default()));
+        }
+    }
 
     let mut backlog: Option<i64> = None;
     if !args.offline {
@@ -96,6 +107,7 @@ pub(super) async fn status(global: &Global, args: &StatusArgs) -> Result<Outcome
         "state": state,
         "last_commit": facts.commit.as_ref().map(super::output::batch_json),
         "backlog": backlog,
+        "losses": losses_json(&recent),
         "tables": tables,
     });
     Ok(Outcome { text, json, code: 0 })

@@ -5,9 +5,9 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
 use super::Identity;
-use super::log::{Kind, ObjectLog, Start, batch_of};
+use super::log::{Kind, ObjectLog, batch_of};
 use crate::error::{Error, Result};
-use crate::model::batch::{BatchPlan, CommitRecord};
+use crate::model::batch::{BatchPlan, CommitRecord, Start};
 use crate::model::offset::Offsets;
 use crate::storage;
 

@@ -22,8 +22,7 @@ use serde::de::DeserializeOwned;
 
 use super::{CheckpointLog, Claim, Head, Identity, seal};
 use crate::error::{Error, Result};
-use crate::model::batch::{BatchId, BatchPlan, CommitRecord, FORMAT_VERSION};
-use crate::model::offset::Offsets;
+use crate::model::batch::{BatchId, BatchPlan, CommitRecord, Start};
 use crate::storage::{self, Storage};
 
 /// See the module.
@@ -174,16 +173,6 @@ impl Numbered for CommitRecord {
     }
 }
 
-/// First offsets of one source.
-#[derive(serde::Serialize, serde::Deserialize)]
-pub(super) struct Start {
-    version: u32,
-    /// Since version 2.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    source: Option<String>,
-    pub(super) offsets: Offsets,
-}
-
 #[async_trait]
 impl CheckpointLog for ObjectLog {
     fn location(&self) -> String {
@@ -209,15 +198,15 @@ impl CheckpointLog for ObjectLog {
         }
     }
 
-    async fn start(&self, source: &str) -> Result<Option<Offsets>> {
-        Ok(self.get_start(source).await?.map(|start| start.offsets))
+    async fn start(&self, source: &str) -> Result<Option<Start>> {
+        self.get_start(source).await
     }
 
-    async fn record_start(&self, source: &str, offsets: &Offsets) -> Result<Offsets> {
+    async fn record_start(&self, source: &str, start: &Start) -> Result<Start> {
         let path = Path::from(format!("sources/{source}.json"));
-        let start = Start { version: FORMAT_VERSION, source: Some(source.to_string()), offsets: offsets.clone() };
+        let start = Start { source: Some(source.to_string()), ..start.clone() };
         match self.put(&path, &start).await? {
-            Put::Created => Ok(start.offsets),
+            Put::Created => Ok(start),
             Put::Existed => self.start(source).await?.ok_or_else(|| vanished(&self.name(&path))),
         }
     }

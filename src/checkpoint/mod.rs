@@ -14,8 +14,7 @@ mod seal;
 use async_trait::async_trait;
 
 use crate::error::Result;
-use crate::model::batch::{BatchPlan, CommitRecord, Owner};
-use crate::model::offset::Offsets;
+use crate::model::batch::{BatchPlan, CommitRecord, Owner, Start};
 
 /// What the log holds at its head.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -61,10 +60,10 @@ pub trait CheckpointLog: Send {
     async fn create(&self, identity: &Identity) -> Result<Identity>;
 
     /// The resolved first offsets of a source, if recorded.
-    async fn start(&self, source: &str) -> Result<Option<Offsets>>;
+    async fn start(&self, source: &str) -> Result<Option<Start>>;
 
     /// Records the resolved first offsets of a source unless they exist; returns what is there.
-    async fn record_start(&self, source: &str, offsets: &Offsets) -> Result<Offsets>;
+    async fn record_start(&self, source: &str, start: &Start) -> Result<Start>;
 
     /// Newest plan and commit record. Lists; call at start and after errors, never per batch.
     async fn head(&self) -> Result<Head>;

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::offset::{Discontinuity, OffsetRanges, Offsets};
+use super::loss::{Loss, Lost};
+use super::offset::{Discontinuity, Incarnations, OffsetRanges, Offsets, Partition};
 
 /// Version of the on-disk records that this build writes.
 pub const FORMAT_VERSION: u32 = 2;
@@ -49,6 +50,13 @@ pub struct BatchPlan {
     /// it only carries the move through every table, so that a crash cannot leave half of it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub moved: BTreeMap<String, OffsetRanges>,
+    /// Why positions were moved, and partitions that were left out because they are gone, by source name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub lost: BTreeMap<String, Vec<Lost>>,
+    /// Which topics the ranges belong to, by source name: a topic that was created again has other records at the same
+    /// offsets.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub incarnations: BTreeMap<String, Incarnations>,
     /// Event-time watermark in force for this batch, by source name; absent = none yet.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub watermarks: BTreeMap<String, DateTime<Utc>>,
@@ -89,15 +97,39 @@ impl BatchPlan {
                     std::cmp::Ordering::Equal => {}
                 }
             }
+            from.0.retain(|partition, _| !self.drops(name, partition));
             *from = from.advance(ranges)?;
         }
         Ok(offsets)
+    }
+
+    /// Whether the position in a partition is given up: the topic was created again and does not have the partition. Kept,
+    /// it would be taken for a position in the partition that may be added some day.
+    pub fn drops(&self, source: &str, partition: &Partition) -> bool {
+        let is_other = |lost: &Lost| matches!(&lost.loss, Loss::Recreated { partition: lost, .. } if lost == partition);
+        let is_read = self.sources.get(source).is_some_and(|ranges| ranges.0.contains_key(partition));
+        !is_read && self.lost.get(source).into_iter().flatten().any(is_other)
     }
 
     /// Whether the batch moves positions instead of reading.
     pub fn is_move(&self) -> bool {
         !self.moved.is_empty()
     }
+}
+
+/// Where a source's first run starts, resolved once.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// On-disk format.
+    pub version: u32,
+    /// Name of the source; since version 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// First offsets.
+    pub offsets: Offsets,
+    /// Which topics they belong to.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub incarnations: Incarnations,
 }
 
 /// What one table did with one batch.
@@ -145,6 +177,12 @@ pub struct CommitRecord {
     pub pipeline: String,
     /// The next offset to read of every known partition (not only those of this batch), by source name.
     pub offsets: BTreeMap<String, Offsets>,
+    /// Which topics the offsets belong to, by source name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub incarnations: BTreeMap<String, Incarnations>,
+    /// What the batch went without, by source name: what its plan says, and what was lost between the plan and its end.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub lost: BTreeMap<String, Vec<Lost>>,
     /// Watermark for the next batch, by source name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub next_watermarks: BTreeMap<String, DateTime<Utc>>,

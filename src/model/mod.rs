@@ -2,6 +2,7 @@
 //! clock, no data frames.
 
 pub mod batch;
+pub mod loss;
 pub mod note;
 pub mod offset;
 pub mod rebuild;

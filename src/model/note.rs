@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::batch::{BatchId, BatchPlan};
-use super::offset::{OffsetRanges, Offsets};
+use super::offset::{Incarnations, OffsetRanges, Offsets, Partition};
 
 /// The note of one table commit. Empty parts are left out: it is written at every commit of every table.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +32,9 @@ pub struct Note {
     /// As in the plan.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub moved: BTreeMap<String, OffsetRanges>,
+    /// As in the plan.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub incarnations: BTreeMap<String, Incarnations>,
     /// As in the plan.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub watermarks: BTreeMap<String, DateTime<Utc>>,
@@ -73,6 +76,7 @@ impl Note {
             elsewhere: elsewhere(plan, position),
             skipped: plan.skipped.clone(),
             moved: plan.moved.clone(),
+            incarnations: plan.incarnations.clone(),
             watermarks: plan.watermarks.clone(),
             pinned: plan.pinned.clone(),
             recipe: plan.recipe.clone(),
@@ -123,7 +127,8 @@ fn elsewhere(plan: &BatchPlan, position: &BTreeMap<String, Offsets>) -> BTreeMap
     let mut elsewhere = BTreeMap::new();
     for (name, offsets) in position {
         let read = plan.sources.get(name);
-        let rest = offsets.0.iter().filter(|(partition, _)| read.is_none_or(|read| !read.0.contains_key(*partition)));
+        let is_elsewhere = |partition: &Partition| read.is_none_or(|read| !read.0.contains_key(partition));
+        let rest = offsets.0.iter().filter(|(p, _)| is_elsewhere(p) && !plan.drops(name, p));
         let rest: BTreeMap<_, _> = rest.map(|(partition, &offset)| (partition.clone(), offset)).collect();
         // A source without a single partition has a position too: an empty one.
         if !rest.is_empty() || read.is_none() {
@@ -164,6 +169,8 @@ mod tests {
             sources: source(ranges(&[("a", 5, 9), ("b", 20, 20)])),
             skipped: source(ranges(&[("b", 12, 20)])),
             moved: BTreeMap::new(),
+            lost: BTreeMap::new(),
+            incarnations: BTreeMap::new(),
             watermarks: BTreeMap::new(),
             pinned: BTreeMap::new(),
             meaning: BTreeMap::from([("silver".to_string(), "upsert".to_string())]),

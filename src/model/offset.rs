@@ -11,8 +11,12 @@ use serde::{Deserialize, Serialize};
 /// The next offset to read in a partition (Kafka's convention for positions and committed offsets).
 pub type Offset = i64;
 
+/// Which topic a name stands for, by topic: Kafka gives every topic it creates an id of its own. Topics whose id is not
+/// known (old brokers, other sources) are left out.
+pub type Incarnations = BTreeMap<String, String>;
+
 /// One ordered log inside a source: a Kafka topic-partition, a file of a folder, a partition of a generator.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Partition {
     /// Topic, file path relative to the source folder, or data set name.
     pub topic: String,

@@ -356,6 +356,9 @@ fn plan(facts: &Facts, note: &Note) -> BatchPlan {
         sources: note.sources.clone(),
         skipped: note.skipped.clone(),
         moved: note.moved.clone(),
+        // Losses that moved a position show in `skipped`; why they did is not in the tables.
+        lost: BTreeMap::new(),
+        incarnations: note.incarnations.clone(),
         watermarks: note.watermarks.clone(),
         pinned: note.pinned.clone(),
         // The digests agree, so these are the words that the plan had.
@@ -388,6 +391,8 @@ fn commit(
         batch,
         pipeline: facts.pipeline.clone(),
         offsets,
+        incarnations: note.incarnations.clone(),
+        lost: BTreeMap::new(),
         next_watermarks: note.watermarks.clone(),
         tables: present.iter().filter_map(receipt).collect(),
         input_rows: 0,

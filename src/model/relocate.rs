@@ -155,6 +155,8 @@ mod tests {
             batch: 3,
             pipeline: "orders".into(),
             offsets: BTreeMap::from([("source".to_string(), offsets(&[30]))]),
+            incarnations: BTreeMap::new(),
+            lost: BTreeMap::new(),
             next_watermarks: BTreeMap::new(),
             tables: BTreeMap::new(),
             input_rows: 0,

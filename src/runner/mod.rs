@@ -20,8 +20,8 @@ use crate::checkpoint::CheckpointLog;
 use crate::config::spec::{From, PipelineSpec, TableSpec, WriteSpec};
 use crate::error::{Certainty, Error, ErrorKind, Result};
 use crate::fail;
-use crate::model::batch::{BatchId, CommitRecord, Owner};
-use crate::model::offset::Offsets;
+use crate::model::batch::{BatchId, CommitRecord, FORMAT_VERSION, Owner, Start};
+use crate::model::offset::{Incarnations, Offsets};
 use crate::model::recover::{self, Decision, Facts, TableFact};
 use crate::model::trigger::{Trigger, next_tick};
 use crate::source::Source;
@@ -71,6 +71,8 @@ struct Position {
     decision: Decision,
     /// The next offset to read, by source.
     offsets: BTreeMap<String, Offsets>,
+    /// Which topics the offsets belong to, by source.
+    incarnations: BTreeMap<String, Incarnations>,
     /// The newest commit record.
     last: Option<CommitRecord>,
     /// Last batch applied, by table.
@@ -83,6 +85,9 @@ enum Log {
     StoodStill,
     KeptMoving,
 }
+
+/// The next offset to read and the topics that it belongs to, by source.
+type Standing = (BTreeMap<String, Offsets>, BTreeMap<String, Incarnations>);
 
 /// Runs one pipeline.
 pub struct Runner {
@@ -263,8 +268,8 @@ impl Runner {
             Decision::Plan { batch } => Next::Continue { after: batch - 1 },
             Decision::Replay(plan) => Next::Replay { batch: plan.batch },
         };
-        let offsets = self.first_offsets(facts.commit.as_ref()).await?;
-        self.position = Some(Position { decision, offsets, last: facts.commit, applied: facts.tables });
+        let (offsets, incarnations) = self.first_offsets(facts.commit.as_ref()).await?;
+        self.position = Some(Position { decision, offsets, incarnations, last: facts.commit, applied: facts.tables });
         self.emit(Event::Recovered { next });
         Ok(())
     }
@@ -331,25 +336,30 @@ impl Runner {
 
     /// Where each source continues: after the last commit, or where a first run starts. A first position is recorded
     /// before it is used, so that `latest` means the same moment whatever crashes.
-    async fn first_offsets(&mut self, last: Option<&CommitRecord>) -> Result<BTreeMap<String, Offsets>> {
+    async fn first_offsets(&mut self, last: Option<&CommitRecord>) -> Result<Standing> {
         // A source that is not in the file now may come back: its position is kept.
         let mut offsets = last.map(|record| record.offsets.clone()).unwrap_or_default();
+        let mut incarnations = last.map(|record| record.incarnations.clone()).unwrap_or_default();
         for (name, source) in &mut self.parts.sources {
-            let known = last.and_then(|record| record.offsets.get(name).cloned());
-            let position = match known {
-                Some(position) => position,
-                None => match self.parts.log.start(name).await? {
-                    Some(start) => start,
-                    None => {
-                        let start = source.start().await?;
-                        fail::hit(fail::FIRST_OFFSETS)?;
-                        self.parts.log.record_start(name, &start).await?
-                    }
-                },
+            let known = last.and_then(|record| record.offsets.get(name));
+            if known.is_some() {
+                continue;
+            }
+            let start = match self.parts.log.start(name).await? {
+                Some(start) => start,
+                None => {
+                    // Asked first: a topic that is made again in between is noticed, not mistaken for the other.
+                    let incarnations = source.incarnations().await?;
+                    let offsets = source.start().await?;
+                    fail::hit(fail::FIRST_OFFSETS)?;
+                    let start = Start { version: FORMAT_VERSION, source: Some(name.clone()), offsets, incarnations };
+                    self.parts.log.record_start(name, &start).await?
+                }
             };
-            offsets.insert(name.clone(), position);
+            offsets.insert(name.clone(), start.offsets);
+            incarnations.insert(name.clone(), start.incarnations);
         }
-        Ok(offsets)
+        Ok((offsets, incarnations))
     }
 
     /// Copies the offsets of the last finished batch to wherever lag tools look.

@@ -85,6 +85,9 @@ impl Runner {
             sources: moved.iter().map(|(name, ranges)| (name.clone(), stay(ranges))).collect(),
             skipped: BTreeMap::new(),
             moved,
+            lost: BTreeMap::new(),
+            // The topics stay those that the rest of the position belongs to.
+            incarnations: BTreeMap::new(),
             watermarks: BTreeMap::new(),
             pinned: BTreeMap::new(),
             meaning: meaning(&self.parts.spec),

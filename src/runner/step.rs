@@ -14,10 +14,11 @@ use crate::config::spec::{From, OnDataLoss, SourceKind, TableSpec, WriteSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fail;
 use crate::model::batch::{BatchId, BatchPlan, CommitRecord, FORMAT_VERSION, Owner, Receipt};
+use crate::model::loss::Lost;
 use crate::model::note::Note;
-use crate::model::offset::{OffsetRanges, Offsets, Partition, Range};
+use crate::model::offset::{Incarnations, OffsetRanges, Offsets, Partition, Range};
 use crate::model::recover::{Decision, TableFact};
-use crate::source::Limits;
+use crate::source::{Bounded, Limits};
 use crate::table::{Change, Txn};
 use crate::transform::{BatchContext, Inputs};
 
@@ -100,8 +101,12 @@ impl Runner {
     ) -> Result<Option<BatchPlan>> {
         let bounding = Instant::now();
         fail::hit(fail::BOUND)?;
-        let sources = self.bound(ends).await?;
-        if sources.values().all(OffsetRanges::is_empty) {
+        let bounded = self.bound(ends).await?;
+        let sources: BTreeMap<String, OffsetRanges> =
+            bounded.iter().map(|(name, bounded)| (name.clone(), bounded.ranges.clone())).collect();
+        // A position that a loss moved is made durable at once, or what is appended meanwhile could pass for lost too.
+        let is_moved = bounded.values().flat_map(|bounded| &bounded.lost).any(|loss| !loss.is_gone());
+        if sources.values().all(OffsetRanges::is_empty) && !is_moved {
             return Ok(None);
         }
         let mut pinned = BTreeMap::new();
@@ -119,6 +124,8 @@ impl Runner {
             batch_time: self.parts.clock.now(),
             skipped: self.skipped(&sources),
             moved: BTreeMap::new(),
+            lost: lost(&bounded),
+            incarnations: incarnations(bounded),
             sources,
             watermarks: BTreeMap::new(),
             pinned,
@@ -139,7 +146,7 @@ impl Runner {
     }
 
     /// What the next batch would read: from the position towards `ends`, within the limits.
-    pub(super) async fn bound(&mut self, ends: &BTreeMap<String, Offsets>) -> Result<BTreeMap<String, OffsetRanges>> {
+    async fn bound(&mut self, ends: &BTreeMap<String, Offsets>) -> Result<BTreeMap<String, Bounded>> {
         let limits = Limits { max_rows: self.parts.spec.max_rows, max_bytes: self.parts.spec.max_bytes };
         let Some(position) = &self.position else { return Ok(BTreeMap::new()) };
         let mut bounded = BTreeMap::new();
@@ -153,7 +160,8 @@ impl Runner {
                     from.0.entry(partition.clone()).or_insert(offset);
                 }
             }
-            bounded.insert(name.clone(), source.bound(&from, end, limits).await?);
+            let known = position.incarnations.get(name).cloned().unwrap_or_default();
+            bounded.insert(name.clone(), source.bound(&from, &known, end, limits).await?);
         }
         Ok(bounded)
     }
@@ -185,6 +193,7 @@ impl Runner {
         let reading = Instant::now();
         fail::hit(fail::READ)?;
         let mut records = Records::new();
+        let mut lost = plan.lost.clone();
         for (name, ranges) in &plan.sources {
             let source = self.parts.sources.get_mut(name).ok_or_else(|| {
                 Error::config(format!(
@@ -194,8 +203,16 @@ impl Runner {
                 .help("nothing was written; put the source back until this batch is done")
             })?;
             // A batch that moves positions reads nothing; then nobody needs to be asked.
-            let read = if plan.is_move() { Vec::new() } else { source.read(ranges).await? };
-            records.insert(name.clone(), read);
+            if plan.is_move() {
+                records.insert(name.clone(), Vec::new());
+                continue;
+            }
+            let known = plan.incarnations.get(name).cloned().unwrap_or_default();
+            let read = source.read(ranges, &known).await?;
+            if !read.lost.is_empty() {
+                lost.entry(name.clone()).or_default().extend(read.lost);
+            }
+            records.insert(name.clone(), read.batches);
         }
         phases.add("getBatch", reading);
 
@@ -224,6 +241,8 @@ impl Runner {
             batch: plan.batch,
             pipeline: plan.pipeline.clone(),
             offsets,
+            incarnations: self.incarnations_after(plan),
+            lost,
             next_watermarks: plan.watermarks.clone(),
             tables: receipts,
             input_rows: shaping.input_rows,
@@ -366,6 +385,16 @@ impl Runner {
         })
     }
 
+    /// Which topics the positions after the batch belong to. One that is gone for now is remembered.
+    fn incarnations_after(&self, plan: &BatchPlan) -> BTreeMap<String, Incarnations> {
+        let mut incarnations = self.position.as_ref().map(|p| p.incarnations.clone()).unwrap_or_default();
+        for (name, planned) in &plan.incarnations {
+            incarnations.entry(name.clone()).or_default().extend(planned.clone());
+        }
+        incarnations.retain(|_, topics| !topics.is_empty());
+        incarnations
+    }
+
     /// Moves the position past a finished batch.
     fn advance(&mut self, plan: &BatchPlan, record: CommitRecord) -> Result<()> {
         let applied = record
@@ -384,6 +413,7 @@ impl Runner {
         self.position = Some(Position {
             decision: Decision::Plan { batch: plan.batch + 1 },
             offsets: record.offsets.clone(),
+            incarnations: record.incarnations.clone(),
             last: Some(record),
             applied,
         });
@@ -399,6 +429,19 @@ impl Runner {
         };
         ends.iter().filter_map(lag).collect()
     }
+}
+
+/// Why sources did not start at the position, by source.
+fn lost(bounded: &BTreeMap<String, Bounded>) -> BTreeMap<String, Vec<Lost>> {
+    let lost = |bounded: &Bounded| bounded.lost.iter().cloned().map(Lost::from).collect::<Vec<_>>();
+    let all = bounded.iter().map(|(name, bounded)| (name.clone(), lost(bounded)));
+    all.filter(|(_, lost)| !lost.is_empty()).collect()
+}
+
+/// Which topics the ranges belong to, by source.
+fn incarnations(bounded: BTreeMap<String, Bounded>) -> BTreeMap<String, Incarnations> {
+    let all = bounded.into_iter().map(|(name, bounded)| (name, bounded.incarnations));
+    all.filter(|(_, topics)| !topics.is_empty()).collect()
 }
 
 /// Runs CPU-bound work off the async threads.

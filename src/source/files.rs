@@ -18,10 +18,11 @@ use async_trait::async_trait;
 use regex::Regex;
 
 use super::rows::Rows;
-use super::{Limits, Source, blocking, loss};
+use super::{Bounded, Limits, Read as Records, Source, blocking, loss};
 use crate::config::spec::FilesSpec;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::model::offset::{Offset, OffsetRanges, Offsets, Partition, Range};
+use crate::model::loss::Loss;
+use crate::model::offset::{Incarnations, Offset, OffsetRanges, Offsets, Partition, Range};
 
 /// Lines between two entries of a file's index.
 const STRIDE: usize = 4096;
@@ -71,14 +72,14 @@ impl Source for FilesSource {
             .await
     }
 
-    async fn bound(&mut self, from: &Offsets, end: &Offsets, limits: Limits) -> Result<OffsetRanges> {
+    async fn bound(&mut self, from: &Offsets, _: &Incarnations, end: &Offsets, limits: Limits) -> Result<Bounded> {
         let (from, end) = (from.clone(), end.clone());
-        self.with(move |state| state.bound(&from, &end, limits)).await
+        self.with(move |state| state.bound(&from, &end, limits)).await.map(Bounded::from)
     }
 
-    async fn read(&mut self, ranges: &OffsetRanges) -> Result<Vec<RecordBatch>> {
+    async fn read(&mut self, ranges: &OffsetRanges, _: &Incarnations) -> Result<Records> {
         let ranges = ranges.clone();
-        self.with(move |state| state.read(&ranges)).await
+        self.with(move |state| state.read(&ranges)).await.map(Records::from)
     }
 
     async fn acknowledge(&mut self, _offsets: &Offsets) {}
@@ -188,7 +189,13 @@ impl State {
     fn check(&mut self, from: &Offsets) -> Result<()> {
         let now = self.end()?;
         let earliest = Offsets(now.0.keys().map(|partition| (partition.clone(), 0)).collect());
-        match loss::find(from, &earliest, &now).first() {
+        let lost = loss::find(from, &Incarnations::new(), &loss::Now::anonymous(earliest, now)).into_iter().next();
+        // A file is one partition, and "topic" is a word of Kafka sources.
+        let lost = lost.map(|lost| match lost {
+            Loss::TopicGone { partition, at } => Loss::PartitionGone { partition, at },
+            other => other,
+        });
+        match lost {
             None => Ok(()),
             // `on_data_loss` is a word of Kafka sources; here the way out is to bring the file back.
             Some(lost) => Err(Error::new(ErrorKind::OffsetsLost, lost.message())
@@ -245,8 +252,7 @@ impl State {
                 Ok(true)
             })?;
             if until < range.until {
-                let lost = loss::Loss::Shrunk { partition: partition.clone(), at: range.until, end: until };
-                return Err(lost.error());
+                return Err(loss::error(&Loss::Shrunk { partition: partition.clone(), at: range.until, end: until }));
             }
             batches.extend(rows.finish()?);
         }

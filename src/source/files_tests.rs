@@ -27,7 +27,7 @@ async fn every_line_counts_and_blank_lines_are_holes() {
     write(folder.path(), "b.txt", "not ours\n");
     let mut source = source(folder.path());
     assert_eq!(source.end().await.expect("end").0[&Partition::new("a.ndjson", 0)], 4);
-    let batches = source.read(&ranges(&[("a.ndjson", 0, 4)])).await.expect("reads");
+    let batches = source.read(&ranges(&[("a.ndjson", 0, 4)]), &Incarnations::new()).await.expect("reads").batches;
     assert_eq!(offsets_of(&batches[0]).expect("offsets").values(), &[0, 2, 3]);
     write(folder.path(), "a.ndjson", " and more\nfive\n");
     assert_eq!(source.end().await.expect("end").0[&Partition::new("a.ndjson", 0)], 5);
@@ -42,8 +42,8 @@ async fn a_range_deep_in_a_file_is_found_through_the_index() {
     warm.end().await.expect("end");
     for (from, until) in [(0, 1), (4095, 4097), (8192, 8193), (19_999, 20_000)] {
         let wanted = ranges(&[("a.ndjson", from, until)]);
-        let read = warm.read(&wanted).await.expect("warm");
-        assert_eq!(read, source(folder.path()).read(&wanted).await.expect("cold"));
+        let read = warm.read(&wanted, &Incarnations::new()).await.expect("warm").batches;
+        assert_eq!(read, source(folder.path()).read(&wanted, &Incarnations::new()).await.expect("cold").batches);
         let values: &arrow::array::BinaryArray = read[0].column(5).as_any().downcast_ref().expect("binary");
         assert_eq!(values.value(0), format!("line {from}").as_bytes());
     }
@@ -55,10 +55,10 @@ async fn a_missing_folder_is_a_configuration_error_and_a_missing_file_a_loss() {
     let missing = source(&folder.path().join("no")).end().await.expect_err("no folder");
     assert_eq!(missing.kind(), ErrorKind::Config);
     let from = Offsets(BTreeMap::from([(Partition::new("gone.ndjson", 0), 3)]));
-    let gone = source(folder.path()).bound(&from, &from, LIMITS).await.expect_err("gone");
+    let gone = source(folder.path()).bound(&from, &Incarnations::new(), &from, LIMITS).await.expect_err("gone");
     assert_eq!(gone.kind(), ErrorKind::OffsetsLost);
     write(folder.path(), "gone.ndjson", "1\n2\n");
-    let shrunk = source(folder.path()).bound(&from, &from, LIMITS).await.expect_err("shrunk");
+    let shrunk = source(folder.path()).bound(&from, &Incarnations::new(), &from, LIMITS).await.expect_err("shrunk");
     assert!(shrunk.message().contains("ends at 2"), "{shrunk}");
 }
 

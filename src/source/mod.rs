@@ -19,7 +19,8 @@ use std::sync::{Arc, LazyLock};
 
 use crate::config::spec::{SourceKind, SourceSpec};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::offset::{OffsetRanges, Offsets};
+use crate::model::loss::{Loss, Lost};
+use crate::model::offset::{Incarnations, OffsetRanges, Offsets};
 
 pub mod files;
 pub mod generate;
@@ -55,6 +56,38 @@ pub struct Limits {
     pub max_bytes: u64,
 }
 
+/// What one batch reads from one source.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Bounded {
+    /// The ranges.
+    pub ranges: OffsetRanges,
+    /// Why ranges start elsewhere than the position; only ever filled where the user accepts losses.
+    pub lost: Vec<Loss>,
+    /// Which topics the ranges belong to.
+    pub incarnations: Incarnations,
+}
+
+impl From<OffsetRanges> for Bounded {
+    fn from(ranges: OffsetRanges) -> Self {
+        Bounded { ranges, ..Bounded::default() }
+    }
+}
+
+/// The records of planned ranges.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Read {
+    /// Batches of [`envelope`], in order.
+    pub batches: Vec<RecordBatch>,
+    /// What of the ranges could no longer be read; only ever filled where the user accepts losses.
+    pub lost: Vec<Lost>,
+}
+
+impl From<Vec<RecordBatch>> for Read {
+    fn from(batches: Vec<RecordBatch>) -> Self {
+        Read { batches, lost: Vec::new() }
+    }
+}
+
 /// Ordered, replayable records in partitions. See the module for the contract.
 #[async_trait]
 pub trait Source: Send {
@@ -81,14 +114,20 @@ pub trait Source: Send {
         .help("name a batch instead: --to batch:N goes to where the pipeline stood right after batch N"))
     }
 
-    /// Ranges from `from` towards `end`, within `limits`, prorated over partitions by their backlog.
-    ///
-    /// Fails with `OffsetsLost` when `from` is before the earliest or after the end of its partition, or when a partition
-    /// that `from` names is gone.
-    async fn bound(&mut self, from: &Offsets, end: &Offsets, limits: Limits) -> Result<OffsetRanges>;
+    /// Which topics there are now, for sources whose names can come to stand for something else.
+    async fn incarnations(&mut self) -> Result<Incarnations> {
+        Ok(Incarnations::new())
+    }
 
-    /// The records of exactly `ranges`, as batches of [`envelope`], in order.
-    async fn read(&mut self, ranges: &OffsetRanges) -> Result<Vec<RecordBatch>>;
+    /// Ranges from `from`, a position in the topics `known`, towards `end`, within `limits`, prorated over partitions by
+    /// their backlog.
+    ///
+    /// Fails with `OffsetsLost` when `from` is before the earliest or after the end of its partition, when a partition
+    /// that `from` names is gone, or when its topic is another one than `known` says.
+    async fn bound(&mut self, from: &Offsets, known: &Incarnations, end: &Offsets, limits: Limits) -> Result<Bounded>;
+
+    /// The records of exactly `ranges` of the topics `known`, in order.
+    async fn read(&mut self, ranges: &OffsetRanges, known: &Incarnations) -> Result<Read>;
 
     /// Copies `offsets` to wherever lag tools look. Best effort: never read back, errors are logged by the adapter.
     async fn acknowledge(&mut self, offsets: &Offsets);

@@ -6,7 +6,7 @@ use chrono::DateTime;
 use tidegate::checkpoint::log::ObjectLog;
 use tidegate::checkpoint::{CheckpointLog, Claim, Head, Identity};
 use tidegate::error::ErrorKind;
-use tidegate::model::batch::{BatchId, BatchPlan, CommitRecord, FORMAT_VERSION, Owner};
+use tidegate::model::batch::{BatchId, BatchPlan, CommitRecord, FORMAT_VERSION, Owner, Start};
 use tidegate::model::offset::{OffsetRanges, Offsets, Partition, Range};
 use tidegate::storage;
 
@@ -27,6 +27,8 @@ fn plan(batch: BatchId, run_id: &str) -> BatchPlan {
         )]),
         skipped: BTreeMap::new(),
         moved: BTreeMap::new(),
+        lost: BTreeMap::new(),
+        incarnations: BTreeMap::new(),
         watermarks: BTreeMap::new(),
         pinned: BTreeMap::from([("stores".to_string(), 3)]),
         meaning: BTreeMap::new(),
@@ -44,6 +46,8 @@ fn record(batch: BatchId) -> CommitRecord {
             "source".to_string(),
             Offsets(BTreeMap::from([(Partition::new("t", 0), batch * 10 + 10)])),
         )]),
+        incarnations: BTreeMap::new(),
+        lost: BTreeMap::new(),
         next_watermarks: BTreeMap::new(),
         tables: BTreeMap::new(),
         input_rows: 10,
@@ -110,7 +114,12 @@ async fn of_many_planners_at_once_exactly_one_wins() {
 async fn a_first_position_is_recorded_once() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let log = log(&folder);
-    let at = |offset| Offsets(BTreeMap::from([(Partition::new("t", 0), offset)]));
+    let at = |offset| Start {
+        version: FORMAT_VERSION,
+        source: Some("source".to_string()),
+        offsets: Offsets(BTreeMap::from([(Partition::new("t", 0), offset)])),
+        incarnations: BTreeMap::from([("t".to_string(), "id".to_string())]),
+    };
     assert_eq!(log.start("source").await.expect("reads"), None);
     assert_eq!(log.record_start("source", &at(5)).await.expect("writes"), at(5));
     assert_eq!(log.record_start("source", &at(9)).await.expect("writes"), at(5), "the first one stays");
@@ -182,7 +191,7 @@ async fn records_of_every_version_in_the_field_stay_readable() {
         let identity = log.identity().await.expect("reads").expect("there");
         assert_eq!((identity.pipeline_id.as_str(), identity.created_by), ("one", owner("a")));
         let start = log.start("source").await.expect("reads").expect("there");
-        assert_eq!(start, Offsets(BTreeMap::from([(Partition::new("t", 0), 5)])));
+        assert_eq!(start.offsets, Offsets(BTreeMap::from([(Partition::new("t", 0), 5)])));
         let head = log.head().await.expect("reads");
         assert_eq!(head.plan, Some(BatchPlan { version, ..plan(4, "a") }));
         assert_eq!(head.commit, Some(CommitRecord { version, ..record(4) }));

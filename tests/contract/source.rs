@@ -15,7 +15,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Produc
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tidegate::config::spec::{FilesSpec, GenerateSpec, KafkaSpec, OnDataLoss, StartPosition, TopicSelection};
 use tidegate::error::ErrorKind;
-use tidegate::model::offset::{OffsetRanges, Offsets, Partition, Range};
+use tidegate::model::offset::{Incarnations, OffsetRanges, Offsets, Partition, Range};
 use tidegate::source::files::FilesSource;
 use tidegate::source::generate::GenerateSource;
 use tidegate::source::kafka::KafkaSource;
@@ -46,7 +46,7 @@ async fn everything(source: &mut dyn Source) -> (OffsetRanges, Vec<RecordBatch>)
     let from = source.earliest().await.expect("earliest");
     let end = source.end().await.expect("end");
     let ranges = from.ranges_to(&end);
-    let batches = source.read(&ranges).await.expect("reads");
+    let batches = source.read(&ranges, &Incarnations::new()).await.expect("reads").batches;
     (ranges, batches)
 }
 
@@ -61,8 +61,11 @@ async fn keeps_the_contract(reopen: Reopen<'_>) {
 async fn the_same_ranges_give_the_same_records(reopen: Reopen<'_>) {
     let (ranges, first) = everything(reopen().as_mut()).await;
     let mut again = reopen();
-    assert_eq!(rows(&first), rows(&again.read(&ranges).await.expect("another process")));
-    assert_eq!(rows(&first), rows(&again.read(&ranges).await.expect("the same process, twice")));
+    assert_eq!(rows(&first), rows(&again.read(&ranges, &Incarnations::new()).await.expect("another process").batches));
+    assert_eq!(
+        rows(&first),
+        rows(&again.read(&ranges, &Incarnations::new()).await.expect("the same process, twice").batches)
+    );
     let order: Vec<_> = rows(&first).into_iter().map(|(t, p, o, _)| (t, p, o)).collect();
     assert!(order.windows(2).all(|w| w[0] < w[1]), "topic, partition, offset ascend");
     assert!(order.len() >= 100, "{} rows", order.len());
@@ -77,7 +80,7 @@ async fn the_same_ranges_give_the_same_records(reopen: Reopen<'_>) {
         (range.from..range.until).contains(&row.2)
     };
     let expected: Vec<_> = rows(&first).into_iter().filter(inside).collect();
-    assert_eq!(rows(&again.read(&part).await.expect("a part")), expected);
+    assert_eq!(rows(&again.read(&part, &Incarnations::new()).await.expect("a part").batches), expected);
 }
 
 async fn steps_of_any_size_read_everything_once(reopen: Reopen<'_>) {
@@ -96,17 +99,17 @@ async fn steps_of_any_size_read_everything_once(reopen: Reopen<'_>) {
         let end = source.end().await.expect("end");
         let (mut seen, mut steps) = (Vec::new(), 0);
         while at != end {
-            let step = source.bound(&at, &end, limits).await.expect("bound");
+            let step = source.bound(&at, &Incarnations::new(), &end, limits).await.expect("bound").ranges;
             assert!(!step.is_empty(), "a step moves: {at:?}");
             assert!(step.len() as u64 <= limits.max_rows + ranges.0.len() as u64);
             if steps == 2 {
                 // The process dies after `bound`: another one reads the same ranges, this one goes on.
-                let other = rows(&reopen().read(&step).await.expect("replay"));
-                let own = rows(&source.read(&step).await.expect("reads"));
+                let other = rows(&reopen().read(&step, &Incarnations::new()).await.expect("replay").batches);
+                let own = rows(&source.read(&step, &Incarnations::new()).await.expect("reads").batches);
                 assert_eq!(own, other);
                 seen.extend(own);
             } else {
-                seen.extend(rows(&source.read(&step).await.expect("reads")));
+                seen.extend(rows(&source.read(&step, &Incarnations::new()).await.expect("reads").batches));
             }
             at = at.advance(&step).expect("contiguous");
             source.acknowledge(&at).await;
@@ -121,26 +124,26 @@ async fn a_position_after_the_end_or_in_no_partition_is_a_loss(reopen: Reopen<'_
     let mut source = reopen();
     let end = source.end().await.expect("end");
     let beyond = Offsets(end.0.iter().map(|(partition, end)| (partition.clone(), end + 1)).collect());
-    let error = source.bound(&beyond, &end, WIDE).await.expect_err("beyond the end");
+    let error = source.bound(&beyond, &Incarnations::new(), &end, WIDE).await.expect_err("beyond the end");
     assert_eq!(error.kind(), ErrorKind::OffsetsLost, "{error}");
     let mut strange = source.earliest().await.expect("earliest");
     let topic = strange.0.keys().next().expect("a partition").topic.clone();
     strange.0.insert(Partition::new(topic, 99), 5);
-    let error = source.bound(&strange, &end, WIDE).await.expect_err("no such partition");
+    let error = source.bound(&strange, &Incarnations::new(), &end, WIDE).await.expect_err("no such partition");
     assert_eq!(error.kind(), ErrorKind::OffsetsLost, "{error}");
     assert!(!error.help_lines().is_empty());
     let past: OffsetRanges =
         OffsetRanges(end.0.iter().map(|(p, &end)| (p.clone(), Range { from: end - 1, until: end + 1 })).collect());
-    let error = reopen().read(&past).await.expect_err("a range that cannot be read in full");
+    let error = reopen().read(&past, &Incarnations::new()).await.expect_err("a range that cannot be read in full");
     assert_eq!(error.kind(), ErrorKind::OffsetsLost, "{error}");
 }
 
 async fn bound_without_data_is_empty(reopen: Reopen<'_>) {
     let mut source = reopen();
     let end = source.end().await.expect("end");
-    let ranges = source.bound(&end, &end, WIDE).await.expect("bound");
+    let ranges = source.bound(&end, &Incarnations::new(), &end, WIDE).await.expect("bound").ranges;
     assert!(ranges.is_empty());
-    assert!(source.read(&ranges).await.expect("nothing").is_empty());
+    assert!(source.read(&ranges, &Incarnations::new()).await.expect("nothing").batches.is_empty());
 }
 
 fn append(folder: &Path, name: &str, text: &str) {
@@ -264,8 +267,8 @@ async fn records_that_arrive_between_batches_are_read_without_a_new_consumer() {
         produce(&cluster, "t", 0, (0..10).map(|i| format!("{round}-{i}")));
         produce(&cluster, "t", 1, (0..3).map(|i| format!("{round}-{i}")));
         let end = source.end().await.expect("end");
-        let ranges = source.bound(&at, &end, WIDE).await.expect("bound");
-        assert_eq!(rows(&source.read(&ranges).await.expect("reads")).len(), 13);
+        let ranges = source.bound(&at, &Incarnations::new(), &end, WIDE).await.expect("bound").ranges;
+        assert_eq!(rows(&source.read(&ranges, &Incarnations::new()).await.expect("reads").batches).len(), 13);
         at = at.advance(&ranges).expect("contiguous");
         assert_eq!(at, end);
     }
@@ -275,7 +278,7 @@ async fn records_that_arrive_between_batches_are_read_without_a_new_consumer() {
 async fn a_missing_topic_names_the_topics_there_are() {
     let cluster = cluster(&[("orders.v1", 1)]);
     let mut source = KafkaSource::new(kafka_spec(&cluster, names(&["order.v1"])), Duration::from_secs(2));
-    let error = source.end().await.expect_err("missing");
+    let error = source.start().await.expect_err("missing");
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
     assert!(error.help_lines().iter().any(|line| line.contains("did you mean `orders.v1`")), "{}", error.report());
 }
@@ -313,17 +316,17 @@ async fn records_that_expired_stop_the_run_or_are_skipped_if_the_user_says_so() 
     let first = earliest.0[&Partition::new("t", 0)];
     assert!(first > 0);
     let from = Offsets([(Partition::new("t", 0), 0)].into());
-    let error = source.bound(&from, &end, WIDE).await.expect_err("expired");
+    let error = source.bound(&from, &Incarnations::new(), &end, WIDE).await.expect_err("expired");
     assert_eq!(error.kind(), ErrorKind::OffsetsLost);
     assert!(error.message().starts_with(&format!("{first} records of t/0 have expired")), "{error}");
     assert!(error.report().contains("on_data_loss: skip"));
     let plan = OffsetRanges([(Partition::new("t", 0), Range { from: 0, until: first + 2 })].into());
-    assert_eq!(source.read(&plan).await.expect_err("expired").kind(), ErrorKind::OffsetsLost);
+    assert_eq!(source.read(&plan, &Incarnations::new()).await.expect_err("expired").kind(), ErrorKind::OffsetsLost);
     spec.on_data_loss = OnDataLoss::Skip;
     let mut source = KafkaSource::new(spec, PATIENCE);
-    let ranges = source.bound(&from, &end, WIDE).await.expect("skips");
+    let ranges = source.bound(&from, &Incarnations::new(), &end, WIDE).await.expect("skips").ranges;
     assert_eq!(ranges, earliest.ranges_to(&end));
-    assert_eq!(rows(&source.read(&plan).await.expect("skips")).len(), 2);
+    assert_eq!(rows(&source.read(&plan, &Incarnations::new()).await.expect("skips").batches).len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -374,11 +377,11 @@ async fn speed() {
         let mut source = KafkaSource::new(kafka_spec(&cluster, names(&["t"])), PATIENCE);
         let from = source.earliest().await.expect("earliest");
         let end = source.end().await.expect("end");
-        let idle = source.bound(&end, &end, WIDE).await.expect("idle");
-        eprintln!("idle questions {:?} {}", started.elapsed(), idle.is_empty());
+        let idle = source.bound(&end, &Incarnations::new(), &end, WIDE).await.expect("idle");
+        eprintln!("idle questions {:?} {}", started.elapsed(), idle.ranges.is_empty());
         let reading = std::time::Instant::now();
-        let ranges = source.bound(&from, &end, WIDE).await.expect("bound");
-        let read = rows(&source.read(&ranges).await.expect("read")).len();
+        let ranges = source.bound(&from, &Incarnations::new(), &end, WIDE).await.expect("bound").ranges;
+        let read = rows(&source.read(&ranges, &Incarnations::new()).await.expect("read").batches).len();
         eprintln!("{read} rows in {:?}", reading.elapsed());
         let closing = std::time::Instant::now();
         drop(source);
@@ -387,7 +390,7 @@ async fn speed() {
     let started = std::time::Instant::now();
     let mut source = KafkaSource::new(kafka_spec(&cluster, names(&["t"])), PATIENCE);
     let end = source.end().await.expect("end");
-    source.bound(&end, &end, WIDE).await.expect("idle");
+    source.bound(&end, &Incarnations::new(), &end, WIDE).await.expect("idle");
     drop(source);
     eprintln!("idle run {:?}", started.elapsed());
     let spec = GenerateSpec {

@@ -3,4 +3,6 @@
 mod examples;
 mod kafka;
 mod maintain;
+mod kafka_edges;
+mod kafka_losses;
 mod repair;

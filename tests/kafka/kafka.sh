@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A real single-node Apache Kafka 4 (KRaft) for tests and for trying tidegate. Nothing but this machine is listened on.
 #
-#   kafka.sh up [--port N] [--dir DIR] [--die-with PID]   start it, wait until it answers, print where
+#   kafka.sh up [--port N] [--dir DIR] [--die-with PID] [--advertise PORT]
+#                                                         start it, wait until it answers, print where
 #   kafka.sh down | status | wipe  [--port N] [--dir DIR] stop it (data is kept) | is it up? | stop it and delete its data
 #   kafka.sh create-topic NAME [PARTITIONS]               4 partitions unless said otherwise
 #   kafka.sh topics | produce NAME | consume NAME         list topics | lines from stdin | lines from the beginning
@@ -9,6 +10,7 @@
 #   kafka.sh fetch                                        download the artifacts only
 #
 # --die-with PID is for test processes: when PID ends, however it ends, the broker is killed and DIR deleted.
+# --advertise PORT tells clients to come to that port instead (with Java only): a proxy's, which leads here.
 # Docker is used where an engine answers, else Java 17 or newer with Maven artifacts (pom.xml), which are cached in
 # ~/.cache/tidegate. KAFKA_WITH=java or KAFKA_WITH=docker decides otherwise.
 set -euo pipefail
@@ -19,6 +21,7 @@ version=$(sed -n 's:.*<kafka.version>\(.*\)</kafka.version>.*:\1:p' "$here/pom.x
 dir=$cache/kafka
 port=${KAFKA_PORT:-9092}
 die_with=
+advertise=
 
 say() { echo "kafka: $*" >&2; }
 fail() { say "$*"; exit 1; }
@@ -31,6 +34,7 @@ while [ $# -gt 0 ]; do
     --port) port=$2; shift 2 ;;
     --dir) dir=$2; shift 2 ;;
     --die-with) die_with=$2; shift 2 ;;
+    --advertise) advertise=$2; shift 2 ;;
     --) shift; arguments+=("$@"); break ;;
     *) arguments+=("$1"); shift ;;
   esac
@@ -73,7 +77,7 @@ process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:$1
 listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$1
-advertised.listeners=PLAINTEXT://localhost:$port
+advertised.listeners=PLAINTEXT://localhost:${advertise:-$port}
 controller.listener.names=CONTROLLER
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 log.dirs=$dir/data
@@ -124,8 +128,9 @@ up_java() {
   setsid nohup java "${flags[@]}" -cp "$libs/*" kafka.Kafka "$dir/server.properties" </dev/null >"$dir/stdout.log" 2>&1 &
   echo $! >"$dir/pid"
   if [ -n "$die_with" ]; then
+    # A broker that was stopped while PID lives is going to be started again: its data stays.
     setsid nohup bash -c 'while kill -0 "$1" 2>/dev/null && kill -0 "$2" 2>/dev/null; do sleep 0.5; done
-      kill -9 "$2" 2>/dev/null; rm -rf "$3"' watch "$die_with" "$(cat "$dir/pid")" "$dir" </dev/null >/dev/null 2>&1 &
+      kill -0 "$1" 2>/dev/null || { kill -9 "$2" 2>/dev/null; rm -rf "$3"; }' watch "$die_with" "$(cat "$dir/pid")" "$dir" </dev/null >/dev/null 2>&1 &
   fi
   local deadline=$((SECONDS + 60))
   until grep -qs 'Kafka Server started' "$log" && answers; do

@@ -6,14 +6,14 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use futures::executor::block_on;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -83,26 +83,77 @@ fn note(line: &str) {
 
 fn start() -> Result<Broker, String> {
     let process = std::process::id();
-    let port = free_port(process);
+    let port = free_port(0);
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("kafka-{process}"));
-    fs::create_dir_all(&dir).map_err(|cause| format!("{}: {cause}", dir.display()))?;
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kafka/kafka.sh");
-    let output = Command::new(script)
-        .args(["up", "--port", &port.to_string(), "--die-with", &process.to_string(), "--dir"])
-        .arg(&dir)
-        .output()
-        .map_err(|cause| format!("{script}: {cause}"))?;
-    if !output.status.success() {
-        return Err(String::from_utf8_lossy(&output.stderr).trim().to_string());
-    }
+    script("up", port, &dir, None)?;
     Ok(Broker { address: format!("localhost:{port}") })
 }
 
-/// Below the range that the system gives to outgoing connections, so that it stays free until the broker has it.
-fn free_port(process: u32) -> u16 {
-    let first = 20_000 + u16::try_from(process % 5_000).expect("small") * 2;
+/// Runs `kafka.sh`.
+fn script(command: &str, port: u16, dir: &Path, advertise: Option<u16>) -> Result<(), String> {
+    fs::create_dir_all(dir).map_err(|cause| format!("{}: {cause}", dir.display()))?;
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kafka/kafka.sh");
+    let process = std::process::id().to_string();
+    let mut line = Command::new(script);
+    line.args([command, "--port", &port.to_string(), "--die-with", &process, "--dir"]).arg(dir);
+    if let Some(port) = advertise {
+        line.args(["--advertise", &port.to_string()]);
+    }
+    let output = line.output().map_err(|cause| format!("{script}: {cause}"))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&output.stderr).trim().to_string()),
+    }
+}
+
+/// Below the range that the system gives to outgoing connections, so that it stays free until the broker has it. Each
+/// `place` has twenty of its own, so that two tests never take the same one.
+pub fn free_port(place: u16) -> u16 {
+    let first = 20_000 + u16::try_from(std::process::id() % 500).expect("small") * 20 + place * 20;
     let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
     (first..first + 200).find(free).expect("200 ports in a row are not all taken")
+}
+
+/// A broker that one test has to itself, to stop and to start again. Its data goes with it.
+pub struct OwnBroker {
+    /// What tests do to any broker.
+    pub broker: Broker,
+    port: u16,
+    dir: PathBuf,
+    advertise: Option<u16>,
+}
+
+impl OwnBroker {
+    /// Starts one; `None` where there cannot be one. `advertise` is the port of a proxy that clients are to use.
+    pub fn start(test: &str, port: u16, advertise: Option<u16>) -> Option<Self> {
+        // The shared one says whether there can be any.
+        broker(test)?;
+        let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("kafka-{}-{test}", std::process::id()));
+        script("up", port, &dir, advertise).unwrap_or_else(|why| panic!("no broker for {test}: {why}"));
+        let address = format!("localhost:{}", advertise.unwrap_or(port));
+        Some(OwnBroker { broker: Broker { address }, port, dir, advertise })
+    }
+
+    /// Stops it as SIGTERM does; its data stays.
+    pub fn down(&self) {
+        script("down", self.port, &self.dir, None).expect("a broker can be stopped");
+    }
+
+    /// Starts it again.
+    pub fn up(&self) {
+        script("up", self.port, &self.dir, self.advertise).expect("a broker can be started again");
+    }
+
+    /// Deletes the records of one partition from its disk, as a disk does; the broker must be down.
+    pub fn lose(&self, topic: &str, partition: i32) {
+        fs::remove_dir_all(self.dir.join(format!("data/{topic}-{partition}"))).expect("the partition's folder");
+    }
+}
+
+impl Drop for OwnBroker {
+    fn drop(&mut self) {
+        script("wipe", self.port, &self.dir, None).ok();
+    }
 }
 
 /// Counts what the broker refused.
@@ -147,7 +198,21 @@ impl Broker {
         for created in outcome.expect("the broker answers") {
             created.expect("the topic is new");
         }
-        // Leaders are elected after the answer.
+        self.await_leaders(name, partitions);
+    }
+
+    /// Gives a topic more partitions.
+    pub fn add_partitions(&self, name: &str, partitions: i32) {
+        let more = NewPartitions::new(name, partitions as usize);
+        let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
+        for added in block_on(self.admin().create_partitions([&more], &options)).expect("the broker answers") {
+            added.expect("more than before");
+        }
+        self.await_leaders(name, partitions);
+    }
+
+    /// Leaders are elected after a topic is made.
+    pub fn await_leaders(&self, name: &str, partitions: i32) {
         let deadline = Instant::now() + PATIENCE;
         let consumer: BaseConsumer = self.config().create().expect("a consumer");
         let led = || {
@@ -156,7 +221,7 @@ impl Broker {
             Some(topic.partitions().len() == partitions as usize && topic.partitions().iter().all(|p| p.leader() >= 0))
         };
         while led() != Some(true) {
-            assert!(Instant::now() < deadline, "no leaders for the new topic {name}");
+            assert!(Instant::now() < deadline, "no leaders for topic {name}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -247,6 +312,11 @@ impl Producer {
     /// Commits the transaction that is open.
     pub fn finish(&self) {
         self.inner.commit_transaction(PATIENCE).expect("the broker commits");
+    }
+
+    /// Aborts the transaction that is open.
+    pub fn give_up(&self) {
+        self.inner.abort_transaction(PATIENCE).expect("the broker aborts");
     }
 
     /// Starts a transaction, sends, and commits.

@@ -7,6 +7,7 @@ pub mod lake;
 pub mod oracle;
 pub mod orders;
 pub mod pipeline;
+pub mod proxy;
 pub mod sandbox;
 
 pub use sandbox::Sandbox;

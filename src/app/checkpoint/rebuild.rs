@@ -17,7 +17,7 @@ use crate::checkpoint::{CheckpointLog, Claim, Identity};
 use crate::cli::{CheckpointRebuildArgs, Global};
 use crate::config::spec::PipelineSpec;
 use crate::error::{Error, Result};
-use crate::model::batch::{FORMAT_VERSION, Owner};
+use crate::model::batch::{FORMAT_VERSION, Owner, Start};
 use crate::model::note::Note;
 use crate::model::rebuild::{self as model, Facts, Rebuilt, TableTrace};
 use crate::model::recover::{Decision, Inconsistency, recover};
@@ -184,7 +184,9 @@ async fn write(log: &ObjectLog, spec: &PipelineSpec, rebuilt: &Rebuilt, owner: &
         return Err(Error::config("another process made a new checkpoint meanwhile").with("its id", there.pipeline_id));
     }
     for (source, start) in &rebuilt.starts {
-        log.record_start(source, start).await?;
+        let (source_name, offsets) = (Some(source.clone()), start.clone());
+        let start = Start { version: FORMAT_VERSION, source: source_name, offsets, ..Start::default() };
+        log.record_start(source, &start).await?;
     }
     for plan in &rebuilt.plans {
         // One that is intact stays: it says the same, and more.

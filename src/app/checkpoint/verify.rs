@@ -11,6 +11,7 @@ use crate::checkpoint::inspect::Object;
 use crate::cli::{CheckpointVerifyArgs, Global};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::batch::{BatchId, BatchPlan, CommitRecord};
+use crate::model::offset::{Incarnations, Offsets};
 use crate::model::recover::{Decision, recover};
 use crate::model::verify::{Finding, chain};
 use crate::runner::Runner;
@@ -82,7 +83,8 @@ pub(in crate::app) async fn verify(global: &Global, args: &CheckpointVerifyArgs)
     if let (false, Some(newest)) = (args.offline, commits.values().next_back()) {
         for (name, mut source) in compose::open_sources(&spec)? {
             let Some(position) = newest.offsets.get(&name) else { continue };
-            findings.extend(lost(&mut *source, position).await?);
+            let known = newest.incarnations.get(&name).cloned().unwrap_or_default();
+            findings.extend(lost(&mut *source, position, &known).await?);
         }
     }
     let broken = findings.iter().filter(|finding| finding.broken).count();
@@ -114,8 +116,8 @@ fn of(error: &Error) -> Finding {
 }
 
 /// Positions that the source can no longer continue.
-async fn lost(source: &mut dyn Source, position: &crate::model::offset::Offsets) -> Result<Vec<Finding>> {
+async fn lost(source: &mut dyn Source, position: &Offsets, known: &Incarnations) -> Result<Vec<Finding>> {
     let (earliest, end) = (source.earliest().await?, source.end().await?);
-    let finding = |loss: loss::Loss| of(&loss.error());
-    Ok(loss::find(position, &earliest, &end).into_iter().map(finding).collect())
+    let now = loss::Now { earliest, end, incarnations: source.incarnations().await? };
+    Ok(loss::find(position, known, &now).iter().map(|loss| of(&loss::error(loss))).collect())
 }

@@ -10,14 +10,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 
 use super::rows::Rows;
-use super::{Limits, Source, blocking, loss};
+use super::{Bounded, Limits, Read, Source, blocking, loss};
 use crate::config::spec::GenerateSpec;
 use crate::error::{Error, Result};
-use crate::model::offset::{Offset, OffsetRanges, Offsets, Partition};
+use crate::model::offset::{Incarnations, Offset, OffsetRanges, Offsets, Partition};
 
 pub mod orders;
 
@@ -73,7 +72,8 @@ impl GenerateSource {
     }
 
     fn check(&self, from: &Offsets) -> Result<()> {
-        match loss::find(from, &self.zero(), &self.last_offsets()).first() {
+        let now = loss::Now::anonymous(self.zero(), self.last_offsets());
+        match loss::find(from, &Incarnations::new(), &now).first() {
             None => Ok(()),
             Some(lost) => Err(Error::new(crate::error::ErrorKind::OffsetsLost, lost.message())
                 .help("`rows` or `partitions` of the generator were lowered: restore them, or use a new checkpoint")),
@@ -107,7 +107,7 @@ impl Source for GenerateSource {
         Ok(self.zero())
     }
 
-    async fn bound(&mut self, from: &Offsets, end: &Offsets, limits: Limits) -> Result<OffsetRanges> {
+    async fn bound(&mut self, from: &Offsets, _: &Incarnations, end: &Offsets, limits: Limits) -> Result<Bounded> {
         self.check(from)?;
         if self.spec.rate.is_some() && self.floor.iter().all(|&floor| floor == 0) {
             // The first position seen is where the run goes on from; later ones only follow `end`.
@@ -120,10 +120,10 @@ impl Source for GenerateSource {
         for (partition, range) in &mut ranges.0 {
             range.until = range.until.min(self.last(partition).unwrap_or(range.from)).max(range.from);
         }
-        Ok(ranges.prorate(rows))
+        Ok(ranges.prorate(rows).into())
     }
 
-    async fn read(&mut self, ranges: &OffsetRanges) -> Result<Vec<RecordBatch>> {
+    async fn read(&mut self, ranges: &OffsetRanges, _: &Incarnations) -> Result<Read> {
         let ends = ranges.0.iter().filter(|(_, range)| !range.is_empty());
         self.check(&Offsets(ends.map(|(partition, range)| (partition.clone(), range.until)).collect()))?;
         let (data, ranges) = (self.data.clone(), ranges.clone());
@@ -139,7 +139,7 @@ impl Source for GenerateSource {
                 }
                 batches.extend(rows.finish()?);
             }
-            Ok(batches)
+            Ok(batches.into())
         })
         .await
     }
@@ -174,7 +174,7 @@ mod tests {
         let from = Offsets(source.zero().0.into_keys().map(|p| (p, 5000)).collect());
         let end = source.end().await.expect("end");
         let limits = Limits { max_rows: 10, max_bytes: 1 << 20 };
-        assert!(source.bound(&from, &end, limits).await.expect("bound").is_empty());
+        assert!(source.bound(&from, &Incarnations::new(), &end, limits).await.expect("bound").ranges.is_empty());
         assert!(source.end().await.expect("end").0.values().all(|&end| end == 6000));
     }
 
@@ -184,7 +184,8 @@ mod tests {
         let end = source.end().await.expect("end");
         assert_eq!(end.0.values().sum::<i64>(), 10);
         let from = Offsets(end.0.into_keys().map(|p| (p, 99)).collect());
-        let lost = source.bound(&from, &from, Limits { max_rows: 1, max_bytes: 1 }).await.expect_err("lost");
+        let lost = source.bound(&from, &Incarnations::new(), &from, Limits { max_rows: 1, max_bytes: 1 }).await;
+        let lost = lost.expect_err("lost");
         assert_eq!(lost.kind(), crate::error::ErrorKind::OffsetsLost);
     }
 

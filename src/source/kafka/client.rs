@@ -2,6 +2,7 @@
 //! (which partitions, where they start and end).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,9 +13,10 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset as Raw, TopicPartitionList};
 use regex::Regex;
 
+use super::topic_id;
 use crate::config::spec::{KafkaSpec, TopicSelection};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::offset::{Offset, Offsets, Partition};
+use crate::model::offset::{Incarnations, Offset, Offsets, Partition};
 
 /// Tries of one question; the waits between them double, so the first is 1/31 of the patience.
 const TRIES: u32 = 5;
@@ -125,17 +127,26 @@ pub fn connect(spec: &KafkaSpec, group: bool, queue_kb: usize) -> Result<Client>
     })
 }
 
+/// Whether a topic, by name, is one of those to read.
+pub type Selection = Box<dyn Fn(&str) -> bool>;
+
 /// Asks questions about topics and offsets until they are answered or patience ends.
 pub struct Admin {
     client: Client,
     spec: KafkaSpec,
     patience: Duration,
+    /// A broker that has answered before, or [`NOBODY`].
+    answering: AtomicI32,
 }
+
+/// No broker has this id.
+const NOBODY: i32 = -1;
 
 impl Admin {
     /// A client for questions only: it joins no group, so it opens and closes fast.
     pub fn new(spec: &KafkaSpec, patience: Duration) -> Result<Self> {
-        Ok(Admin { client: connect(spec, false, 0)?, spec: spec.clone(), patience })
+        let answering = AtomicI32::new(NOBODY);
+        Ok(Admin { client: connect(spec, false, 0)?, spec: spec.clone(), patience, answering })
     }
 
     /// Runs `question` until it succeeds; what can only fail again fails at once.
@@ -202,19 +213,28 @@ impl Admin {
         }
     }
 
-    /// Every partition of the topics that the spec selects.
-    pub fn partitions(&self) -> Result<Vec<Partition>> {
-        match &self.spec.topics {
+    /// Whether the spec selects a topic.
+    pub fn selects(&self) -> Result<Selection> {
+        Ok(match &self.spec.topics {
+            TopicSelection::Names(names) => {
+                let names: BTreeSet<String> = names.iter().cloned().collect();
+                Box::new(move |name| names.contains(name))
+            }
             TopicSelection::Pattern(pattern) => {
                 let regex = Regex::new(pattern)
                     .map_err(|e| Error::config(format!("`{pattern}` is not a regular expression")).caused_by(e))?;
-                let all = self.topics(None)?;
-                let mine = all.iter().filter(|(name, _)| !name.starts_with("__") && regex.is_match(name));
-                let found: Vec<Partition> = mine.flat_map(|(name, partitions)| each(name, partitions)).collect();
-                if found.is_empty() {
-                    return Err(missing(&format!("no topic matches `{pattern}`"), pattern, all.keys()));
-                }
-                Ok(found)
+                Box::new(move |name| !name.starts_with("__") && regex.is_match(name))
+            }
+        })
+    }
+
+    /// Every partition of those topics that the spec selects and that exist.
+    pub fn partitions(&self) -> Result<Vec<Partition>> {
+        match &self.spec.topics {
+            TopicSelection::Pattern(_) => {
+                let (all, selects) = (self.topics(None)?, self.selects()?);
+                let mine = all.iter().filter(|(name, _)| selects(name));
+                Ok(mine.flat_map(|(name, partitions)| each(name, partitions)).collect())
             }
             TopicSelection::Names(names) => {
                 let mut known = BTreeMap::new();
@@ -225,13 +245,42 @@ impl Admin {
                         known.extend(self.topics(Some(name))?);
                     }
                 }
-                if let Some(name) = names.iter().find(|name| known.get(*name).is_none_or(BTreeSet::is_empty)) {
-                    let all = self.topics(None)?;
-                    return Err(missing(&format!("topic `{name}` does not exist"), name, all.keys()));
-                }
-                Ok(names.iter().flat_map(|name| each(name, &known[name])).collect())
+                Ok(names.iter().filter_map(|name| Some(each(name, known.get(name)?))).flatten().collect())
             }
         }
+    }
+
+    /// Fails when a selected topic is neither among those `found` nor among those that were `read` before: one that was
+    /// read and is gone is a loss, which is judged elsewhere.
+    pub fn require(&self, found: &[Partition], read: &Offsets) -> Result<()> {
+        let absent = match &self.spec.topics {
+            TopicSelection::Names(names) => {
+                let is_absent = |name: &&String| !found.iter().chain(read.0.keys()).any(|p| p.topic == **name);
+                names.iter().find(is_absent).map(|name| (format!("topic `{name}` does not exist"), name))
+            }
+            TopicSelection::Pattern(pattern) => {
+                let is_empty = found.is_empty() && read.0.is_empty();
+                is_empty.then(|| (format!("no topic matches `{pattern}`"), pattern))
+            }
+        };
+        let Some((message, wanted)) = absent else { return Ok(()) };
+        Err(missing(&message, wanted, self.topics(None)?.keys()))
+    }
+
+    /// Which topics the names stand for now.
+    pub fn incarnations(&self, topics: &[String]) -> Result<Incarnations> {
+        let Some(first) = topics.first() else { return Ok(Incarnations::new()) };
+        self.ask("which topics are there", |client, timeout| {
+            // Any broker knows; left to itself the library would insist on the controller, which clients may not reach.
+            let mut broker = self.answering.swap(NOBODY, Ordering::Relaxed);
+            if broker == NOBODY {
+                let metadata = client.fetch_metadata(Some(first), timeout)?;
+                broker = metadata.brokers().first().map_or(NOBODY, |broker| broker.id());
+            }
+            let answer = topic_id::ask(client, topics, broker, timeout)?;
+            self.answering.store(broker, Ordering::Relaxed);
+            Ok(answer)
+        })
     }
 
     fn topics(&self, only: Option<&str>) -> Result<BTreeMap<String, BTreeSet<i32>>> {

@@ -24,8 +24,9 @@ use rdkafka::topic_partition_list::{Offset as Raw, TopicPartitionList};
 use super::client::{Admin, Client, Ears, connect, unavailable};
 use crate::config::spec::KafkaSpec;
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::loss::Loss;
 use crate::model::offset::{Offset, OffsetRanges, Offsets, Partition, Range};
-use crate::source::loss::Loss;
+use crate::source::loss;
 use crate::source::rows::{Headers, Rows};
 
 /// Payload in librdkafka's queues over all partitions: enough to fetch on while a batch is worked on. Small records cost
@@ -387,13 +388,19 @@ fn return_if_final(
                 let end = admin.end(one)?.0.get(&partition).copied().unwrap_or(0);
                 Loss::Shrunk { partition, at, end }
             };
-            Err(lost.error().caused_by(error.clone()))
+            Err(loss::error(&lost).caused_by(error.clone()))
         }
         Some(
             RDKafkaErrorCode::UnknownTopicOrPartition
             | RDKafkaErrorCode::UnknownTopic
             | RDKafkaErrorCode::UnknownPartition,
-        ) => Err(Loss::Gone { partition: partition.clone(), at }.error().caused_by(error.clone())),
+        ) => {
+            // Brokers that restart, or have not heard of a change, say so too. Reading goes on when it comes back.
+            if admin.exists(partition)? {
+                return Ok(());
+            }
+            Err(loss::error(&Loss::PartitionGone { partition: partition.clone(), at }).caused_by(error.clone()))
+        }
         Some(RDKafkaErrorCode::TopicAuthorizationFailed) => {
             Err(Error::config(format!("this client may not read {partition}"))
                 .caused_by(error.clone())
