@@ -16,3 +16,5 @@ mod e2e;
 // What a crash leaves on disk, and that the next run makes it whole.
 #[cfg(feature = "failpoints")]
 mod crash;
+// `tidegate test`: the examples hold, each of their tests can fail, and what a failure says.
+mod pipeline_tests;

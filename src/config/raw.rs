@@ -486,7 +486,7 @@ pub struct RawCount {
 /// A file of tests beside a pipeline file: `orders.test.yaml`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(title = "tidegate tests")]
+#[schemars(title = "tidegate test file")]
 pub struct RawTestFile {
     /// The pipeline file; a relative path starts at this file's folder.
     pub pipeline: String,

@@ -50,6 +50,11 @@ pub(super) async fn test(global: &Global, args: &TestArgs) -> Result<Outcome, Fa
     Ok(outcome(&outcomes, started.elapsed()))
 }
 
+/// Whether the tests of a file could run.
+pub(super) async fn check(global: &Global, path: &Path) -> Result<(), Failure> {
+    suite::load(global, path, None).await.map(|_| ())
+}
+
 /// Runs the tests of a file side by side, one a core.
 async fn file(global: &Global, path: &Path, filter: Option<&str>) -> FileOutcome {
     let file = path.display().to_string();

@@ -9,7 +9,7 @@ use arrow::record_batch::RecordBatch;
 use chrono::{DateTime, Utc};
 
 use super::given::{self, Records, in_schema, mapping, typed_rows, unknown_column};
-use super::value::{Want, want, written};
+use super::value::{Want, type_name, want, written};
 use crate::app::{Failure, compose};
 use crate::cli::Global;
 use crate::config::document::Document;
@@ -269,11 +269,14 @@ impl<'a> Loader<'a> {
             };
             match want(&entry.value, &data_type) {
                 Ok(want) => cells.push(Cell { column: entry.key.clone(), want, written: written(&entry.value) }),
-                Err(refusal) => report.add(
-                    Problem::at(refusal.span, refusal.message)
-                        .label(refusal.label)
-                        .help(format!("`{}` of {} is {data_type}", entry.key, definition.name)),
-                ),
+                Err(refusal) => {
+                    report.add(Problem::at(refusal.span, refusal.message).label(refusal.label).help(format!(
+                        "`{}` of {} is {}",
+                        entry.key,
+                        definition.name,
+                        type_name(&data_type)
+                    )))
+                }
             }
         }
         cells

@@ -84,18 +84,40 @@ pub(super) fn want(node: &Node, data_type: &DataType) -> Result<Want, Refusal> {
 fn refuse(node: &Node, data_type: &DataType) -> Refusal {
     let (kind, example) = match data_type {
         DataType::Boolean => ("a boolean", "write true or false"),
-        DataType::Int8 | DataType::Int16 | DataType::Int32 | DataType::Int64 => ("a whole number", "the column's type"),
-        DataType::Float32 | DataType::Float64 => ("a number", "the column's type"),
+        DataType::Int8 | DataType::Int16 | DataType::Int32 | DataType::Int64 => ("a whole number", "write it like 7"),
+        DataType::Float32 | DataType::Float64 => ("a number", "write it like 7.5"),
         DataType::Decimal128(..) => ("a decimal", "write it like \"7.00\""),
         DataType::Date32 => ("a date", "write it like 2026-03-17"),
         DataType::Timestamp(..) => ("a time", "write it like 2026-03-17T12:00:00Z"),
         DataType::Struct(_) => ("a mapping", "the column is a struct"),
         DataType::List(_) => ("a list", "the column is a list"),
-        DataType::Utf8 | DataType::Binary => ("a text", "the column's type"),
-        _ => ("a value that a test can compare", "the column's type"),
+        DataType::Utf8 | DataType::Binary => ("a text", "put it in quotes"),
+        _ => ("a value that a test can compare", "leave the column out"),
     };
     let shown = node.text().map_or_else(|| "this".to_string(), |text| format!("`{text}`"));
     Refusal { span: node.span, message: format!("{shown} is not {kind}"), label: example.to_string() }
+}
+
+/// A type as it is written in a pipeline file.
+pub(super) fn type_name(data_type: &DataType) -> String {
+    let name = match data_type {
+        DataType::Utf8 => "string",
+        DataType::Binary => "binary",
+        DataType::Boolean => "boolean",
+        DataType::Int8 => "byte",
+        DataType::Int16 => "short",
+        DataType::Int32 => "int",
+        DataType::Int64 => "long",
+        DataType::Float32 => "float",
+        DataType::Float64 => "double",
+        DataType::Date32 => "date",
+        DataType::Timestamp(..) => "timestamp",
+        DataType::Decimal128(precision, scale) => return format!("decimal({precision},{scale})"),
+        DataType::List(element) => return format!("array<{}>", type_name(element.data_type())),
+        DataType::Struct(_) => "a struct",
+        other => return other.to_string(),
+    };
+    name.to_string()
 }
 
 fn scalar_want(text: &str, data_type: &DataType) -> Option<Want> {
