@@ -84,7 +84,12 @@ fn mutants(test: &Value) -> Vec<Value> {
             add(format!("{table}: without row {index}"), table, fewer.into());
             for (column, value) in rows[index].as_object().expect("a mapping") {
                 let mut other = rows.clone();
-                other[index][column] = another(value);
+                // In place of null, what another row has there: it is of the column's type.
+                let elsewhere = rows.iter().map(|row| &row[column]).find(|value| !value.is_null());
+                other[index][column] = match elsewhere.filter(|_| value.is_null()) {
+                    Some(elsewhere) => elsewhere.clone(),
+                    None => another(value),
+                };
                 add(format!("{table}: another {column} in row {index}"), table, other.into());
             }
         }
