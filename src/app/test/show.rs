@@ -352,7 +352,7 @@ mod tests {
         };
         assert_eq!(diff.summary(), "2 as expected, 1 changed, 1 missing, 1 unexpected");
         let expected = "\
-    id    amount
+\x20   id    amount
   - o-1   7.00
   + o-1   6.5
           ^^^^
