@@ -197,6 +197,7 @@ async fn give_tables(
         batch_time: test.now,
         sources: BTreeMap::new(),
         skipped: BTreeMap::new(),
+        moved: BTreeMap::new(),
         watermarks: BTreeMap::new(),
         pinned: BTreeMap::new(),
         meaning: given.collect(),
