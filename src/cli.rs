@@ -87,6 +87,8 @@ pub enum Command {
     Plan(PipelineArgs),
     /// Run a pipeline
     Run(RunArgs),
+    /// Run the tests of pipeline files: rows in, rows out, without any service, in memory
+    Test(TestArgs),
     /// Show where a pipeline stands: last batch, backlog, tables
     Status(StatusArgs),
     /// Show and move the offsets that a pipeline has read up to
@@ -133,6 +135,20 @@ pub struct ValidateArgs {
     /// Pipeline files, or folders of them
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
+}
+
+/// Arguments of `test`.
+#[derive(Debug, Args)]
+pub struct TestArgs {
+    /// Pipeline files, test files (`*.test.yaml`), or folders of them
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Only tests whose name contains this text
+    #[arg(long, value_name = "TEXT")]
+    pub filter: Option<String>,
+    /// Also write the results to this file, as JUnit XML
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
 }
 
 /// Arguments of `run`.

@@ -72,6 +72,12 @@ impl Storage {
     }
 }
 
+/// A new, empty folder in memory, gone when nothing holds it any more: for `tidegate test`.
+pub fn in_memory() -> Result<Storage> {
+    let url = Url::parse("memory:///").map_err(|cause| Error::failed("memory has no address").caused_by(cause))?;
+    Storage::new(Arc::new(object_store::memory::InMemory::new()), url)
+}
+
 /// Opens a folder given as an absolute path or a URL (`file://`, `s3://`, `gs://`, `abfss://`); credentials come from the
 /// environment. Creates nothing.
 pub fn open(location: &str) -> Result<Storage> {

@@ -16,3 +16,5 @@ mod e2e;
 // The promise under crashes, power cuts, storage faults and second runners, on the real binary.
 #[cfg(feature = "failpoints")]
 mod crash;
+// `tidegate test`: the examples hold, each of their tests can fail, and what a failure says.
+mod pipeline_tests;

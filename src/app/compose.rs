@@ -73,7 +73,7 @@ pub(super) async fn check(global: &Global, file: &Path) -> Result<Checked, Failu
 }
 
 /// Places a problem of the SQL compiler in the file.
-fn add_sql(report: &mut Report, problem: SqlProblem) {
+pub(super) fn add_sql(report: &mut Report, problem: SqlProblem) {
     let SqlProblem { table, field, line, column, length, message, help } = problem;
     let at = |field| SqlPlace { table: &table, field, line, column, length };
     let below = |path: &[&str]| -> Vec<String> {

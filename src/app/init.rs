@@ -48,6 +48,6 @@ pub(super) async fn init(args: &InitArgs) -> Result<Outcome, Failure> {
         }
     }
     let file = args.dir.join(format!("pipelines/{}.yaml", args.name));
-    text.push_str(&format!("\nnext: tidegate validate {0}\n      tidegate run {0}\n", file.display()));
+    text.push_str(&format!("\nnext: tidegate test {0}\n      tidegate run {0}\n", file.display()));
     Ok(Outcome { text, json: json!({ "version": 1, "status": "ok", "written": written }), code: 0 })
 }

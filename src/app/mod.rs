@@ -10,6 +10,7 @@ mod plan;
 mod progress;
 mod run;
 mod status;
+mod test;
 mod validate;
 
 use std::io::{IsTerminal, Write};
@@ -74,6 +75,7 @@ async fn dispatch(cli: &Cli) -> Result<Outcome, Failure> {
         Command::Validate(args) => validate::validate(global, args).await,
         Command::Plan(args) => plan::plan(global, args).await,
         Command::Run(args) => run::run(global, args).await,
+        Command::Test(args) => test::test(global, args).await,
         Command::Status(args) => status::status(global, args).await,
         Command::Offsets(OffsetsCommand::Show(args)) => offsets::show(global, args).await,
         Command::Offsets(OffsetsCommand::Set(args)) => offsets::set(global, args).await,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::{Failure, Outcome, compose};
+use super::{Failure, Outcome, compose, test};
 use crate::cli::{Global, ValidateArgs};
 use crate::error::{Context, Error, ErrorKind, Result};
 
@@ -12,7 +12,11 @@ pub(super) async fn validate(global: &Global, args: &ValidateArgs) -> Result<Out
     let files = expand(&args.files)?;
     let (mut text, mut results, mut bad) = (String::new(), Vec::new(), 0);
     for file in &files {
-        match compose::check(global, file).await {
+        let checked = match compose::check(global, file).await {
+            Ok(checked) => test::check(global, file).await.map(|()| checked),
+            Err(failure) => Err(failure),
+        };
+        match checked {
             Ok(checked) => {
                 let tables: Vec<&str> = checked.spec.tables.iter().map(|table| table.name.as_str()).collect();
                 text.push_str(&format!("{}: ok, {}\n", file.display(), tables.join(" → ")));

@@ -61,7 +61,7 @@ impl Document {
     }
 
     /// The node at a path.
-    pub(super) fn node<S: AsRef<str>>(&self, path: &[S]) -> Option<&Node> {
+    pub fn node<S: AsRef<str>>(&self, path: &[S]) -> Option<&Node> {
         path.iter().try_fold(&self.root, |node, step| child(node, step.as_ref()).map(|(node, _)| node))
     }
 

@@ -17,6 +17,48 @@ pub trait Lookup {
     fn variable(&self, name: &str) -> Option<String>;
     /// The text of a file, or why it cannot be read.
     fn file(&self, path: &str) -> Result<String, String>;
+    /// What becomes of the value at `path` (keys from the root) when a reference in it has no value.
+    fn when_missing(&self, path: &[String]) -> Missing {
+        let _ = path;
+        Missing::Report
+    }
+}
+
+/// What becomes of a value whose reference has none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// It is a problem.
+    Report,
+    /// The setting counts as left out.
+    LeaveOut,
+    /// The reference itself stands for the value.
+    KeepReference,
+}
+
+/// The process environment and the file system, where they say something: for `tidegate test`, which contacts no broker
+/// and no lake, so that what only they need may be unset. What shapes rows (timezone, SQL, schemas) may not.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OfflineLookup;
+
+impl Lookup for OfflineLookup {
+    fn variable(&self, name: &str) -> Option<String> {
+        SystemLookup.variable(name)
+    }
+
+    fn file(&self, path: &str) -> Result<String, String> {
+        SystemLookup.file(path)
+    }
+
+    fn when_missing(&self, path: &[String]) -> Missing {
+        let path: Vec<&str> = path.iter().map(String::as_str).collect();
+        match path.as_slice() {
+            ["source", "kafka" | "files" | "generate", ..] | ["sources", _, "kafka" | "files" | "generate", ..] => {
+                Missing::LeaveOut
+            }
+            ["lake" | "checkpoints"] | ["lookups", ..] => Missing::KeepReference,
+            _ => Missing::Report,
+        }
+    }
 }
 
 /// The process environment and the file system.
@@ -101,8 +143,14 @@ impl Resolver<'_> {
         }
         let mut missing = Vec::new();
         let text = expand(&scalar.text, self.lookup, &mut missing, 0);
-        if !missing.is_empty() {
-            self.failed.push(self.path.clone());
+        match (missing.is_empty(), self.lookup.when_missing(&self.path)) {
+            (true, _) => {}
+            (false, Missing::KeepReference) => return,
+            (false, Missing::LeaveOut) => {
+                self.failed.push(self.path.clone());
+                missing.clear();
+            }
+            (false, Missing::Report) => self.failed.push(self.path.clone()),
         }
         for miss in missing {
             let span = reference_span(span, scalar.style, &miss.reference, self.lines);

@@ -445,12 +445,53 @@ pub enum RawUnit {
 pub struct RawTest {
     /// What it shows.
     pub name: String,
-    /// The batch time, RFC 3339.
+    /// The batch time, RFC 3339. Default: 2026-01-01T00:00:00Z
     pub now: Option<String>,
-    /// Records by source, rows by table.
-    pub given: BTreeMap<String, Vec<serde_json::Value>>,
-    /// Rows by table; only the listed columns are compared.
-    pub expect: BTreeMap<String, Vec<serde_json::Value>>,
+    /// Records by source, rows by table, `lookups`: one batch, or a list of batches.
+    pub given: RawGiven,
+    /// Rows by table; only the listed columns are compared, the order of rows is not.
+    pub expect: BTreeMap<String, RawExpected>,
+}
+
+/// What there is before and during a test.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum RawGiven {
+    /// One micro-batch: records by source (a mapping is a JSON record, a text is bytes as they are, null a tombstone,
+    /// `{value: …, key: …, headers: …, timestamp: …, partition: …, offset: …}` the whole envelope), rows that a table
+    /// holds before, by table, and rows of lookups, by name, under `lookups`.
+    Batch(BTreeMap<String, serde_json::Value>),
+    /// Several micro-batches, one after the other.
+    Batches(Vec<BTreeMap<String, serde_json::Value>>),
+}
+
+/// What a table must hold in the end.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum RawExpected {
+    /// Exactly these rows; `[]` = none.
+    Rows(Vec<serde_json::Value>),
+    /// This many rows.
+    Count(RawCount),
+}
+
+/// A number of rows.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawCount {
+    /// How many rows.
+    pub count: u64,
+}
+
+/// A file of tests beside a pipeline file: `orders.test.yaml`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "tidegate test file")]
+pub struct RawTestFile {
+    /// The pipeline file; a relative path starts at this file's folder.
+    pub pipeline: String,
+    /// Rows in, rows out, without services.
+    pub tests: Vec<RawTest>,
 }
 
 /// A text, or a list of them.
@@ -528,4 +569,9 @@ impl JsonSchema for Setting {
 /// The JSON Schema of a pipeline file, shipped as `pipelines/tidegate.schema.json` for editors.
 pub fn json_schema() -> serde_json::Value {
     schemars::schema_for!(RawPipeline).to_value()
+}
+
+/// The JSON Schema of a test file.
+pub fn test_file_schema() -> serde_json::Value {
+    schemars::schema_for!(RawTestFile).to_value()
 }

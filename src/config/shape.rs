@@ -67,7 +67,10 @@ impl<'s> Walker<'s> {
     /// The name of what is being looked at, for messages.
     fn subject(&self) -> String {
         match self.path.as_slice() {
-            [] => "the pipeline".to_owned(),
+            [] => self.schema.get("title").and_then(Json::as_str).map_or_else(
+                || "the file".to_owned(),
+                |title| format!("the {}", title.trim_start_matches("tidegate ")),
+            ),
             [.., list, item] if item.parse::<usize>().is_ok() => format!("an item of `{list}`"),
             [.., last] => format!("`{last}`"),
         }

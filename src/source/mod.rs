@@ -26,6 +26,7 @@ pub mod files;
 pub mod generate;
 pub mod kafka;
 pub mod loss;
+pub mod memory;
 pub mod rows;
 
 /// Opens the source called `name` in the pipeline file. Nothing is connected or read until the first question.

@@ -1,5 +1,6 @@
 //! A look at a table from outside: how large it is and what some of its rows look like. For `status` and the demo.
 
+use arrow::record_batch::RecordBatch;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 
 use super::delta::snapshot;
@@ -21,6 +22,14 @@ pub struct Glance {
     pub columns: Vec<String>,
     /// Some rows as text.
     pub sample: Vec<Vec<String>>,
+}
+
+/// Every row of `<lake>/<name>`; `None` = there is no table.
+pub async fn contents(lake: &Storage, name: &str) -> Result<Option<RecordBatch>> {
+    let Some(snapshot) = snapshot::load(&lake.join(&name.replace('.', "/"))?, None).await? else { return Ok(None) };
+    let rows = snapshot.rows().await?;
+    let rows = arrow::compute::concat_batches(&snapshot.schema(), &rows);
+    rows.map(Some).context(ErrorKind::Failed, format!("the rows of {name} do not fit its schema"))
 }
 
 /// Looks at `<lake>/<name>`; `None` = there is no table.

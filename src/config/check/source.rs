@@ -113,7 +113,10 @@ impl Checker<'_> {
             RawDrift::Ignore => SchemaDrift::Ignore,
             RawDrift::Fail => SchemaDrift::Fail,
         };
-        kind.map(|kind| SourceSpec { kind, format, columns, event_time, schema_drift, tombstones })
+        // A source whose settings were left out (`tidegate test`), or are broken and reported, still has its columns.
+        let unset = || SourceKind::Files(FilesSpec { path: root.to_owned(), pattern: "*".to_owned() });
+        let kind = kind.unwrap_or_else(unset);
+        Some(SourceSpec { kind, format, columns, event_time, schema_drift, tombstones })
     }
 
     fn refuse_place(&mut self, path: &[&str], message: &str, help: Option<String>) {
