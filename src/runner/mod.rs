@@ -3,6 +3,7 @@
 //! [`Runner::run`] is trigger × step × shutdown; [`Runner::step`] is one walk (`step.rs`). After any failure the runner
 //! forgets what it knew: the next step observes storage again, so there is exactly one way to recover.
 
+mod bronze;
 pub mod clock;
 pub mod event;
 mod maintain;
@@ -19,7 +20,7 @@ use tokio::sync::watch;
 use crate::checkpoint::CheckpointLog;
 use crate::config::spec::{From, PipelineSpec, TableSpec, WriteSpec};
 use crate::error::{Certainty, Error, ErrorKind, Result};
-use crate::model::batch::{BatchId, CommitRecord, Owner};
+use crate::model::batch::{BatchId, CommitRecord, ForeignWrite, Owner};
 use crate::model::offset::Offsets;
 use crate::model::recover::{self, Decision, Facts, TableFact};
 use crate::model::trigger::{Trigger, next_tick};
@@ -89,6 +90,8 @@ pub struct Runner {
     position: Option<Position>,
     /// Which table is looked after first.
     turn: usize,
+    /// The newest commit of others that this run has told of, by table.
+    told: BTreeMap<String, i64>,
 }
 
 /// What one step did.
@@ -127,7 +130,7 @@ impl Summary {
 impl Runner {
     /// A runner that has not looked at anything yet.
     pub fn new(parts: Parts) -> Self {
-        Runner { parts, position: None, turn: 0 }
+        Runner { parts, position: None, turn: 0, told: BTreeMap::new() }
     }
 
     /// Runs until the trigger is satisfied or `stop` turns true; a batch that was begun is always finished.
@@ -261,6 +264,9 @@ impl Runner {
             Decision::Plan { batch } => Next::Continue { after: batch - 1 },
             Decision::Replay(plan) => Next::Replay { batch: plan.batch },
         };
+        for (table, fact) in &facts.tables {
+            self.tell_foreign(table, &fact.foreign);
+        }
         let offsets = self.first_offsets(facts.commit.as_ref()).await?;
         self.position = Some(Position { decision, offsets, last: facts.commit, applied: facts.tables });
         self.emit(Event::Recovered { next });
@@ -304,6 +310,7 @@ impl Runner {
                     memory: state.memory,
                     made_by,
                     restored: state.restored,
+                    foreign: state.foreign,
                 };
                 Ok::<_, Error>((name, fact))
             }
@@ -357,6 +364,15 @@ impl Runner {
                 source.acknowledge(offsets).await;
             }
         }
+    }
+
+    /// Rows that others changed in a table are never passed over in silence, nor told twice in one run.
+    fn tell_foreign(&mut self, table: &str, writes: &[ForeignWrite]) {
+        let told = self.told.entry(table.to_string()).or_insert(-1);
+        let writes: Vec<ForeignWrite> = writes.iter().filter(|write| write.version > *told).cloned().collect();
+        let Some(newest) = writes.iter().map(|write| write.version).max() else { return };
+        *told = newest;
+        self.emit(Event::ForeignWrites { table: table.to_string(), writes });
     }
 
     fn emit(&mut self, event: Event) {

@@ -31,15 +31,6 @@ pub(super) const CHECKPOINT_EVERY: u64 = 50;
 /// Versions between two clean-ups of the Delta log: each one lists the log.
 const CLEAN_EVERY: u64 = 500;
 
-/// Whether a commit may land behind commits that it has not read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Race {
-    /// Compare and swap: the table must be exactly as it was read. For everything that removes files or changes the schema.
-    Strict,
-    /// Added rows may follow other people's commits; Delta's conflict check still refuses the same application id.
-    Appends,
-}
-
 /// A commit that failed, with what is needed to find out whether it landed.
 #[derive(Debug)]
 pub(super) struct CommitFailure {
@@ -69,6 +60,10 @@ impl Handle {
     pub(super) fn new(storage: Storage) -> Handle {
         let log = default_logstore(storage.store.clone(), storage.root(), &storage.url, &StorageConfig::default());
         Handle { storage, log, state: None, checkpointed: 0 }
+    }
+
+    pub(super) fn storage(&self) -> &Storage {
+        &self.storage
     }
 
     pub(super) fn location(&self) -> String {
@@ -156,18 +151,19 @@ impl Handle {
         Ok(files.iter().map(DataFile::from_view).collect())
     }
 
-    /// Commits `actions` together with the batch number. An error says nothing about whether the commit landed.
+    /// Commits `actions` together with the batch number, by compare and swap: the table must be exactly as it was read.
+    /// Rows could be added behind a commit that was not read, but that may be a RESTORE: it would be buried under the
+    /// batch and never be noticed. An error says nothing about whether the commit landed.
     pub(super) async fn commit(
         &mut self,
         actions: Vec<Action>,
         operation: DeltaOperation,
         txn: &Txn,
-        race: Race,
     ) -> Result<i64, CommitFailure> {
         // `Transaction::new` has no time stamp, so no retention setting ever expires it.
         let properties = commit_properties().with_application_transaction(Transaction::new(&txn.app_id, txn.batch));
         let said = vec![("userMetadata".to_owned(), serde_json::Value::String(txn.user_metadata.clone()))];
-        self.commit_as(properties, said, actions, operation, race).await
+        self.commit_as(properties, said, actions, operation).await
     }
 
     /// Commits maintenance: no batch, and never over a commit that was not read.
@@ -178,7 +174,7 @@ impl Handle {
         metrics: serde_json::Value,
     ) -> Result<i64, CommitFailure> {
         let said = vec![("operationMetrics".to_owned(), metrics)];
-        self.commit_as(commit_properties(), said, actions, operation, Race::Strict).await
+        self.commit_as(commit_properties(), said, actions, operation).await
     }
 
     async fn commit_as(
@@ -187,12 +183,10 @@ impl Handle {
         mut said: Vec<(String, serde_json::Value)>,
         actions: Vec<Action>,
         operation: DeltaOperation,
-        race: Race,
     ) -> Result<i64, CommitFailure> {
         let nonce = nonce();
         said.push((NONCE.to_owned(), serde_json::Value::String(nonce.clone())));
-        let properties = properties.with_metadata(said);
-        let properties = if race == Race::Strict { properties.with_max_retries(0) } else { properties };
+        let properties = properties.with_metadata(said).with_max_retries(0);
         let result = self.try_commit(actions, operation, properties).await;
         result.map_err(|cause| CommitFailure { cause, nonce })
     }
@@ -300,7 +294,8 @@ impl Handle {
     }
 }
 
-const NONCE: &str = "tidegateCommit";
+/// Marks the commits of tidegate.
+pub(super) const NONCE: &str = "tidegateCommit";
 
 /// Whether `actions` are those of the attempt with this nonce.
 pub(super) fn carries(actions: &[Action], nonce: &str) -> bool {
