@@ -315,7 +315,9 @@ impl Runner {
                 Ok::<_, Error>((name, fact))
             }
         });
-        let tables = futures::future::try_join_all(tables).await?;
+        // All are waited for, also when one fails: dropped halfway, the reader of a log panics.
+        let tables = futures::future::join_all(tables).await;
+        let tables = tables.into_iter().collect::<Result<BTreeMap<_, _>>>()?;
         Ok(Facts {
             pipeline: parts.spec.name.clone(),
             pipeline_id,
@@ -323,7 +325,7 @@ impl Runner {
             recipe: recipe(&parts.spec),
             plan: head.plan,
             commit: head.commit,
-            tables: tables.into_iter().collect(),
+            tables,
         })
     }
 

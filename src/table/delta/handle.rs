@@ -16,7 +16,7 @@ use deltalake::{DeltaTable, DeltaTableError};
 use object_store::{ObjectStore, ObjectStoreExt};
 
 use super::files::DataFile;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::batch::BatchId;
 use crate::storage::{self, Storage};
 use crate::table::Txn;
@@ -117,7 +117,7 @@ impl Handle {
         if exists {
             let version = version.and_then(|version| u64::try_from(version).ok());
             let state = DeltaTableState::try_new(self.log.as_ref(), version).await;
-            let state = state.map_err(|e| self.explain(e, "read the table's log"))?;
+            let state = state.map_err(|e| self.unreadable(e))?;
             self.checkpointed = state.version() / CHECKPOINT_EVERY * CHECKPOINT_EVERY;
             self.state = Some(state);
         }
@@ -132,7 +132,7 @@ impl Handle {
         let after = state.version();
         if let Err(cause) = updated {
             self.state = None;
-            return Err(self.explain(cause, "read the table's log"));
+            return Err(self.unreadable(cause));
         }
         Ok(after != before)
     }
@@ -287,6 +287,31 @@ impl Handle {
                 tracing::debug!(table = %self.location(), path, %error, "could not remove an orphan file");
             }
         }
+    }
+
+    /// Storage that does not answer is one thing, a log that makes no sense is another: no later try will mend it.
+    fn unreadable(&self, err: DeltaTableError) -> Error {
+        let is_damage = matches!(
+            err,
+            DeltaTableError::KernelError(_)
+                | DeltaTableError::InvalidJsonLog { .. }
+                | DeltaTableError::InvalidData { .. }
+                | DeltaTableError::SerializeLogJson { .. }
+        );
+        let error = self.explain(err, "read the table's log");
+        if !is_damage || error.kind() != ErrorKind::Failed {
+            return error;
+        }
+        Error::config("the log of a table cannot be read")
+            .with("at", format!("{}_delta_log", self.location()))
+            .caused_by(error)
+            .help("nothing was written")
+            .help("an entry is missing or broken? bring it back from a backup of the folder")
+            .help(
+                "another program gave the table a feature that is too new? take it away (ALTER TABLE … DROP FEATURE …), or \
+                 choose another table name",
+            )
+            .help("what the log and the tables hold: tidegate checkpoint verify FILE")
     }
 
     pub(super) fn explain(&self, err: DeltaTableError, what: &str) -> Error {
