@@ -323,11 +323,11 @@ fn changes_that_the_pipeline_cannot_live_with_are_refused_before_a_batch_begins(
         (vec![protocol(&["columnMapping"], &["columnMapping"]), mapped], &["column mapping", "RESTORE"]),
         (
             vec![protocol(&[], &["rowTracking", "domainMetadata"])],
-            &["features of Delta", "DROP FEATURE", "rowTracking"],
+            &["features of Delta", "DROP FEATURE", "RowTracking"],
         ),
         (vec![protocol(&[], &["somethingNew"])], &["features of Delta", "DROP FEATURE", "somethingNew"]),
         (vec![protocol(&["somethingNew"], &["somethingNew"])], &["somethingNew"]),
-        (vec![protocol(&[], &["identityColumns"])], &["features of Delta", "identityColumns"]),
+        (vec![protocol(&[], &["identityColumns"])], &["features of Delta", "IdentityColumns"]),
         (vec![lake.with_fields(retyped)], &["disagree about columns", "amount: table has Utf8, pipeline wants Int32"]),
         (
             vec![lake.with_fields(|fields| fields.push(field("needed", "string", false, json!({}))))],

@@ -13,6 +13,8 @@ use deltalake::protocol::DeltaOperation;
 use deltalake::table::config::TablePropertiesExt;
 use deltalake::table::state::DeltaTableState;
 use deltalake::{DeltaTable, DeltaTableError};
+use futures::TryStreamExt;
+use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 
 use super::files::DataFile;
@@ -289,6 +291,25 @@ impl Handle {
         }
     }
 
+    /// Refuses a log with an entry of no bytes (a disk that was full, a copy that broke off): the reader takes it for a
+    /// commit that did nothing, and the rows of that commit would be gone without a word. Entries older than two
+    /// checkpoints are not read any more.
+    pub(super) async fn check_entries(&self) -> Result<()> {
+        let Some(state) = &self.state else { return Ok(()) };
+        let after = state.version().saturating_sub(2 * CHECKPOINT_EVERY);
+        let log = Path::from("_delta_log");
+        let offset = log.clone().join(format!("{after:020}"));
+        let mut entries = self.storage.store.list_with_offset(Some(&log), &offset);
+        while let Some(entry) = entries.try_next().await.transpose() {
+            let entry = entry.map_err(|cause| storage::explain(&cause, "list the table's log", &self.location()))?;
+            if entry.size == 0 && entry.location.extension() == Some("json") {
+                let name = entry.location.filename().unwrap_or_default();
+                return Err(broken_log(&self.location()).with("empty entry", name));
+            }
+        }
+        Ok(())
+    }
+
     /// Storage that does not answer is one thing, a log that makes no sense is another: no later try will mend it.
     fn unreadable(&self, err: DeltaTableError) -> Error {
         let is_damage = matches!(
@@ -302,21 +323,24 @@ impl Handle {
         if !is_damage || error.kind() != ErrorKind::Failed {
             return error;
         }
-        Error::config("the log of a table cannot be read")
-            .with("at", format!("{}_delta_log", self.location()))
-            .caused_by(error)
-            .help("nothing was written")
-            .help("an entry is missing or broken? bring it back from a backup of the folder")
-            .help(
-                "another program gave the table a feature that is too new? take it away (ALTER TABLE … DROP FEATURE …), or \
-                 choose another table name",
-            )
-            .help("what the log and the tables hold: tidegate checkpoint verify FILE")
+        broken_log(&self.location()).caused_by(error)
     }
 
     pub(super) fn explain(&self, err: DeltaTableError, what: &str) -> Error {
         explain(err, what, &self.location())
     }
+}
+
+fn broken_log(at: &str) -> Error {
+    Error::config("the log of a table cannot be read")
+        .with("at", format!("{at}_delta_log"))
+        .help("nothing was written")
+        .help("an entry is missing or broken? bring it back from a backup of the folder")
+        .help(
+            "another program gave the table a feature that is too new? take it away (ALTER TABLE … DROP FEATURE …), or \
+             choose another table name",
+        )
+        .help("what the log and the tables hold: tidegate checkpoint verify FILE")
 }
 
 /// Marks the commits of tidegate.

@@ -196,6 +196,7 @@ impl Table for DeltaLakeTable {
             self.known.insert(app_id.to_owned(), None);
             return Ok(TableState::default());
         };
+        self.handle.check_entries().await?;
         let made_by = made_by(state);
         // A type that changed is better refused before a row is read than when half of the tables carry the batch.
         if made_by.as_ref() == Some(&self.definition.maker) {
