@@ -51,7 +51,7 @@ enum Delivery {
 
 impl Runner {
     /// The records of a planned batch, or what its tables hold of it where the source no longer has them.
-    pub(super) async fn gather(&mut self, plan: &BatchPlan) -> Result<(Records, Option<ReadBack>)> {
+    pub(super) async fn records_of(&mut self, plan: &BatchPlan) -> Result<(Records, Option<ReadBack>)> {
         let mut records = Records::new();
         let mut lost: BTreeMap<String, Error> = BTreeMap::new();
         if plan.is_move() {

@@ -175,7 +175,7 @@ impl Runner {
         // Before anything is written: a plan that does not continue the position goes no further.
         let offsets = self.offsets_after(plan)?;
         let reading = Instant::now();
-        let (records, held) = self.gather(plan).await?;
+        let (records, held) = self.records_of(plan).await?;
         let replayed_from = held.as_ref().map(|_| BRONZE.to_string());
         phases.add("getBatch", reading);
 
