@@ -251,7 +251,7 @@ impl DeltaLakeTable {
                 let (removes, adds) = self.rewrite(schema, &[], work, rows, touched).await?;
                 let receipt = Receipt { inserted, deleted, ..Receipt::default() };
                 let operation = DeltaOperation::Delete { predicate: None };
-                Ok(Prepared { removes, adds, receipt, operation, race: Race::Strict })
+                Ok(Prepared { removes, adds, receipt, operation })
             }
             (WriteMode::Upsert { key, order_by, delete_flag }, Change::Rows(rows)) => {
                 self.upsert(rows, txn, schema, touched, &key, &order_by, delete_flag.as_deref()).await
