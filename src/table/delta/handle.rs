@@ -64,10 +64,6 @@ impl Handle {
         Handle { storage, log, state: None, checkpointed: 0 }
     }
 
-    pub(super) fn storage(&self) -> &Storage {
-        &self.storage
-    }
-
     pub(super) fn location(&self) -> String {
         self.storage.display()
     }

@@ -16,11 +16,8 @@ mod deletes;
 mod features;
 mod files;
 mod handle;
-<<<<<<< HEAD
 mod maintain;
-=======
 mod others;
->>>>>>> e644c75 (A half-done batch that Kafka let go is finished from Bronze; others' writes are told; appends compare and swap)
 mod refresh;
 mod restored;
 mod rows;
@@ -49,12 +46,8 @@ use self::files::DataFile;
 use self::handle::Handle;
 use self::rows::Distinct;
 use self::scan::{Pruner, Reader, Semi};
-<<<<<<< HEAD
-use self::schema::{arrow_schema, check_writable, made_by, project, reconcile};
-use super::maintain::{Compacted, Compaction, Vacuum, Vacuumed};
-=======
 use self::schema::{arrow_schema, check_kept, check_nulls, made_by, project, reconcile};
->>>>>>> e644c75 (A half-done batch that Kafka let go is finished from Bronze; others' writes are told; appends compare and swap)
+use super::maintain::{Compacted, Compaction, Vacuum, Vacuumed};
 use super::{Change, Table, TableDefinition, TableState, Trim, Txn, WriteMode};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::model::batch::{BatchId, ForeignWrite, Receipt};
@@ -71,10 +64,7 @@ pub fn open(lake: &Storage, definition: TableDefinition) -> Result<Box<dyn Table
         WriteMode::Upsert { .. } => Some(deletes::Memory::open(lake, &definition)?),
         _ => None,
     };
-<<<<<<< HEAD
     let upkeep = maintain::Upkeep::new(lake, &definition.name)?;
-    Ok(Box::new(DeltaLakeTable { definition, handle, memory, known: HashMap::new(), touched: None, upkeep }))
-=======
     Ok(Box::new(DeltaLakeTable {
         definition,
         handle,
@@ -82,8 +72,8 @@ pub fn open(lake: &Storage, definition: TableDefinition) -> Result<Box<dyn Table
         known: HashMap::new(),
         touched: None,
         foreign: Vec::new(),
+        upkeep,
     }))
->>>>>>> e644c75 (A half-done batch that Kafka let go is finished from Bronze; others' writes are told; appends compare and swap)
 }
 
 /// A Delta table of a pipeline.
@@ -95,13 +85,10 @@ struct DeltaLakeTable {
     known: HashMap<String, Option<BatchId>>,
     /// What the last batch applied by this process touched.
     touched: Option<Touched>,
-<<<<<<< HEAD
     /// When maintenance is due.
     upkeep: maintain::Upkeep,
-=======
     /// What others changed since the last batch; the receipt of the next one tells.
     foreign: Vec<ForeignWrite>,
->>>>>>> e644c75 (A half-done batch that Kafka let go is finished from Bronze; others' writes are told; appends compare and swap)
 }
 
 struct Touched {
