@@ -5,7 +5,7 @@ use comfy_table::{CellAlignment, Table};
 use serde_json::{Value, json};
 
 use crate::error::Error;
-use crate::model::batch::{BatchPlan, CommitRecord, Owner};
+use crate::model::batch::{BatchPlan, CommitRecord, ForeignWrite, Owner};
 use crate::model::loss::Lost;
 
 /// The `error` member of a result.
@@ -45,6 +45,7 @@ pub(super) fn batch_json(record: &CommitRecord) -> Value {
         "offsets": record.offsets,
         "dead_letters": record.dead_letters,
         "expectations": record.expectations,
+        "replayed_from": record.replayed_from,
         "duration_ms": record.duration_ms,
         "tables": record.tables,
         "lost": record.lost,
@@ -89,6 +90,17 @@ pub(super) fn progress_json(plan: &BatchPlan, record: &CommitRecord, pipeline_id
         "sources": sources,
         "sink": { "description": "Delta", "numOutputRows": written },
     })
+}
+
+/// Commits of others: the newest few by name, the others by number.
+pub(super) fn foreign(writes: &[ForeignWrite]) -> String {
+    const SHOWN: usize = 5;
+    let older = writes.len().saturating_sub(SHOWN);
+    let mut texts: Vec<String> = writes[older..].iter().map(ForeignWrite::to_string).collect();
+    if older > 0 {
+        texts.insert(0, format!("{older} older commits"));
+    }
+    texts.join(", ")
 }
 
 /// `1234567` as `1,234,567`.

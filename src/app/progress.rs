@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use indicatif::{ProgressBar, ProgressStyle};
 use tracing::{info, warn};
 
-use super::output::{self, duration, grouped};
+use super::output::{self, duration, foreign, grouped};
 use crate::cli::{Global, Progress};
 use crate::model::batch::Owner;
 use crate::runner::event::{Event, Finished, Next, Observer};
@@ -59,7 +59,9 @@ impl Display {
             grouped(rate),
             grouped(record.dead_letters)
         );
-        if finished.replayed {
+        if record.replayed_from.is_some() {
+            text.push_str(", begun by an earlier run, finished from Bronze");
+        } else if finished.replayed {
             text.push_str(", begun by an earlier run");
         } else if lag > 0 {
             text.push_str(&format!(", {} to go", grouped(lag)));
@@ -100,6 +102,20 @@ impl Observer for Display {
                 }
             }
             Event::Committed(finished) => self.finished(finished),
+            Event::ForeignWrites { table, writes } => {
+                warn!(
+                    pipeline = self.pipeline,
+                    table,
+                    "others changed rows of this table, and the pipeline goes on with what they left: {}; tables \
+                     downstream follow at the next batch that touches the same keys or groups",
+                    foreign(writes)
+                );
+            }
+            Event::FromBronze { batch, loss } => warn!(
+                pipeline = self.pipeline,
+                batch,
+                "the source no longer has the records of this batch; it is finished from the tables that hold them: {loss}"
+            ),
             Event::Idle => info!(pipeline = self.pipeline, "nothing to read"),
             Event::Retrying { error } => {
                 warn!(pipeline = self.pipeline, %error, "a step failed and may have been applied; looking again");

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::output::{aligned, grouped, losses, losses_json};
+use super::output::{aligned, foreign, grouped, losses, losses_json};
 use super::{Failure, Outcome, compose};
 use crate::checkpoint::CheckpointLog;
 use crate::cli::{Global, StatusArgs};
@@ -53,6 +53,10 @@ pub(super) async fn status(global: &Global, args: &StatusArgs) -> Result<Outcome
         }
     }
 
+    for (name, fact) in facts.tables.iter().filter(|(_, fact)| !fact.foreign.is_empty()) {
+        text.push_str(&format!("  {name} was changed by others since its last batch: {}\n", foreign(&fact.foreign)));
+    }
+
     let mut backlog: Option<i64> = None;
     if !args.offline {
         let position = facts.commit.as_ref().map(|commit| commit.offsets.clone()).unwrap_or_default();
@@ -81,7 +85,8 @@ pub(super) async fn status(global: &Global, args: &StatusArgs) -> Result<Outcome
             tables.push(json!({ "name": name, "version": null }));
             continue;
         };
-        let applied = facts.tables.get(name).and_then(|fact| fact.applied);
+        let fact = facts.tables.get(name);
+        let applied = fact.and_then(|fact| fact.applied);
         rows.push(vec![
             name.clone(),
             glance.version.to_string(),
@@ -95,7 +100,7 @@ pub(super) async fn status(global: &Global, args: &StatusArgs) -> Result<Outcome
         }
         tables.push(json!({
             "name": name, "version": glance.version, "batch": applied, "rows": glance.rows,
-            "files": glance.files, "bytes": glance.bytes,
+            "files": glance.files, "bytes": glance.bytes, "foreign": fact.map(|fact| &fact.foreign),
         }));
     }
     text.push_str(&aligned(&["table", "version", "batch", "rows", "files", "bytes"], &rows, 1));

@@ -4,6 +4,7 @@
 //! pipeline id to the object; both are the log's business and not part of the records here.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -132,6 +133,36 @@ pub struct Start {
     pub incarnations: Incarnations,
 }
 
+/// One commit by which somebody else changed rows of a table of the pipeline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForeignWrite {
+    /// Delta version that it made.
+    pub version: i64,
+    /// What it says it did, such as `DELETE`.
+    pub operation: String,
+    /// The program that it says it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
+    /// Rows that it says it added, changed or removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<u64>,
+}
+
+impl fmt::Display for ForeignWrite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ForeignWrite { version, operation, engine, rows } = self;
+        write!(f, "version {version}: {operation}")?;
+        if let Some(engine) = engine {
+            write!(f, " by {engine}")?;
+        }
+        match rows {
+            Some(1) => f.write_str(" (1 row)"),
+            Some(rows) => write!(f, " ({rows} rows)"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// What one table did with one batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receipt {
@@ -158,6 +189,9 @@ pub struct Receipt {
     /// Version of the table's memory of deletes, where it has one: it must never go back or go away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_version: Option<i64>,
+    /// What others changed in the table between the batch before and this one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub foreign: Vec<ForeignWrite>,
     /// Data files added.
     #[serde(default)]
     pub files_added: u64,
@@ -199,6 +233,10 @@ pub struct CommitRecord {
     /// Rows counted per rule, `table.rule` → how many broke it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub expectations: BTreeMap<String, u64>,
+    /// `bronze` where the source no longer had the records and tables that did finished the batch: then `input_bytes` and
+    /// the counts of rules on those tables are not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replayed_from: Option<String>,
     /// Wall time per phase in milliseconds.
     #[serde(default)]
     pub duration_ms: BTreeMap<String, u64>,

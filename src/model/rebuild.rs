@@ -398,6 +398,7 @@ fn commit(
         input_rows: 0,
         input_bytes: 0,
         dead_letters: 0,
+        replayed_from: None,
         expectations: BTreeMap::new(),
         duration_ms: BTreeMap::new(),
         committed_at: facts.now,

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::batch::{BatchId, BatchPlan, CommitRecord};
+use super::batch::{BatchId, BatchPlan, CommitRecord, ForeignWrite};
 
 /// What storage says about one table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct TableFact {
     pub made_by: Option<(String, String)>,
     /// Somebody restored the table to a version before the one that carries `applied`.
     pub restored: bool,
+    /// What others changed in it since.
+    pub foreign: Vec<ForeignWrite>,
 }
 
 /// Everything that recovery may look at.
@@ -91,6 +93,15 @@ pub enum Inconsistency {
         applied: BatchId,
         /// The newest batch in the log.
         log: BatchId,
+    },
+    /// Somebody replaced a table that carried batches: it is no longer the one that this pipeline made.
+    TableReplaced {
+        /// The table.
+        table: String,
+        /// Its version now.
+        version: i64,
+        /// Its version when the last batch was committed, as far as it is known.
+        was: Option<i64>,
     },
     /// A table lacks batches that the log says are done.
     TableBehind {
@@ -221,6 +232,11 @@ fn check_table(
         }
         (None, _) => check_unused_table(facts, table, fact, planned)?,
     }
+    let is_ours = |(_, id): &(String, String)| *id == facts.pipeline_id;
+    if let (Some(_), Some(version), false) = (fact.applied, fact.version, fact.made_by.as_ref().is_some_and(is_ours)) {
+        let was = receipt.map(|receipt| receipt.delta_version);
+        return Err(Inconsistency::TableReplaced { table: name(), version, was });
+    }
     if let (true, Some(version)) = (fact.restored, fact.version) {
         // A pending batch has no receipt yet: then the restore follows the version that carries it.
         let receipt = receipt.filter(|_| fact.applied == done);
@@ -295,6 +311,12 @@ impl fmt::Display for Inconsistency {
                     "table {table} was dropped or made anew: it no longer holds batch {log}, which the log says is done"
                 )
             }
+            Inconsistency::TableReplaced { table, version, .. } => {
+                write!(
+                    f,
+                    "table {table} was replaced by something else (version {version}): it no longer has the properties tidegate.* of this pipeline's table"
+                )
+            }
             Inconsistency::TableRestored { table, version, was } => {
                 write!(
                     f,
@@ -323,6 +345,9 @@ impl fmt::Display for Inconsistency {
     }
 }
 
+const VERIFY: &str = "what the log and the tables hold: tidegate checkpoint verify FILE";
+const START_OVER: &str = "or give the pipeline a new `name` and a new `lake` to rebuild every table from the source";
+
 impl Inconsistency {
     /// What to do about it.
     pub fn help(&self) -> Vec<String> {
@@ -347,15 +372,31 @@ impl Inconsistency {
                 "is another runner using the same lake with another checkpoint folder?",
                 "if there is no newer copy: move the folder away, then tidegate checkpoint rebuild FILE",
             ],
-            Inconsistency::TableBehind { .. } | Inconsistency::TableRestored { .. } => &[
+            Inconsistency::TableBehind { .. } => &[
+                "was its folder replaced by an older copy, or its newest commit deleted? bring the newest copy back",
                 "was it left out of the pipeline file for a while? then give it a new name: it starts with the next batch",
-                "was the table restored to an older version? undo the restore (RESTORE TABLE … TO VERSION AS OF the version named above)",
-                "or give the pipeline a new `name` and a new `lake` to rebuild every table from the source",
+                VERIFY,
+                START_OVER,
             ],
-            Inconsistency::TableLost { .. } | Inconsistency::MemoryLost { .. } => &[
-                "bring the table's folder back from a backup",
-                "or give the pipeline a new `name` and a new `lake` to rebuild every table from the source",
-            ],
+            Inconsistency::TableRestored { was, .. } => {
+                return vec![
+                    format!(
+                        "undo it: RESTORE TABLE … TO VERSION AS OF {was} in Spark, DeltaTable(…).restore({was}) in Python"
+                    ),
+                    VERIFY.to_string(),
+                    START_OVER.to_string(),
+                ];
+            }
+            Inconsistency::TableReplaced { was, .. } => {
+                let back = was.map_or_else(
+                    || "bring the table's folder back from a backup".to_string(),
+                    |was| format!("bring it back: RESTORE TABLE … TO VERSION AS OF {was}, or its folder from a backup"),
+                );
+                return vec![back, VERIFY.to_string(), START_OVER.to_string()];
+            }
+            Inconsistency::TableLost { .. } | Inconsistency::MemoryLost { .. } => {
+                &["bring the table's folder back from a backup", VERIFY, START_OVER]
+            }
             Inconsistency::ChangedMidway { .. } => {
                 &["put the file back as it was (git stash), run once to finish the batch, then change it"]
             }
@@ -407,6 +448,7 @@ mod tests {
             input_bytes: 0,
             dead_letters: 0,
             expectations: BTreeMap::new(),
+            replayed_from: None,
             duration_ms: BTreeMap::new(),
             committed_at: DateTime::UNIX_EPOCH,
         }
@@ -517,6 +559,20 @@ mod tests {
         let mut restored = facts(Some(3), Some(3), Some(3));
         restored.tables.get_mut("silver").expect("there").version = Some(5);
         assert!(matches!(halts(&restored), Inconsistency::TableRestored { version: 5, was: 7, .. }));
+    }
+
+    #[test]
+    fn a_table_that_carries_batches_but_is_no_longer_ours_halts() {
+        let mut replaced = facts(Some(3), Some(3), Some(3));
+        let fact = replaced.tables.get_mut("silver").expect("there");
+        for made_by in [None, Some(("billing".to_string(), "x".to_string()))] {
+            (fact.version, fact.made_by) = (Some(8), made_by);
+            let facts = Facts {
+                tables: BTreeMap::from([("silver".to_string(), fact.clone())]),
+                ..facts(Some(3), Some(3), None)
+            };
+            assert!(matches!(halts(&facts), Inconsistency::TableReplaced { version: 8, was: Some(7), .. }));
+        }
     }
 
     #[test]

@@ -126,6 +126,7 @@ mod tests {
             input_rows: 0,
             input_bytes: 0,
             dead_letters: 0,
+            replayed_from: None,
             expectations: BTreeMap::new(),
             duration_ms: BTreeMap::new(),
             committed_at: chrono::DateTime::UNIX_EPOCH,

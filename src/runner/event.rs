@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::batch::{BatchId, BatchPlan, CommitRecord};
+use crate::model::batch::{BatchId, BatchPlan, CommitRecord, ForeignWrite};
 
 /// Something happened in a run.
 #[derive(Debug, Clone)]
@@ -16,6 +16,20 @@ pub enum Event {
     Planned(Box<BatchPlan>),
     /// A batch is done.
     Committed(Box<Finished>),
+    /// Somebody else changed rows of a table; each commit is told once a run.
+    ForeignWrites {
+        /// The table.
+        table: String,
+        /// The commits, oldest first.
+        writes: Vec<ForeignWrite>,
+    },
+    /// The source no longer has the records of a half-done batch; tables that do finish it.
+    FromBronze {
+        /// The batch.
+        batch: BatchId,
+        /// What the source says.
+        loss: String,
+    },
     /// There was nothing to read.
     Idle,
     /// A step failed in a way that may have been applied; the runner looks again.

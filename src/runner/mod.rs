@@ -3,6 +3,7 @@
 //! [`Runner::run`] is trigger × step × shutdown; [`Runner::step`] is one walk (`step.rs`). After any failure the runner
 //! forgets what it knew: the next step observes storage again, so there is exactly one way to recover.
 
+mod bronze;
 pub mod clock;
 pub mod event;
 mod maintain;
@@ -20,7 +21,7 @@ use crate::checkpoint::CheckpointLog;
 use crate::config::spec::{From, PipelineSpec, TableSpec, WriteSpec};
 use crate::error::{Certainty, Error, ErrorKind, Result};
 use crate::fail;
-use crate::model::batch::{BatchId, CommitRecord, FORMAT_VERSION, Owner, Start};
+use crate::model::batch::{BatchId, CommitRecord, FORMAT_VERSION, ForeignWrite, Owner, Start};
 use crate::model::offset::{Incarnations, Offsets};
 use crate::model::recover::{self, Decision, Facts, TableFact};
 use crate::model::trigger::{Trigger, next_tick};
@@ -95,6 +96,8 @@ pub struct Runner {
     position: Option<Position>,
     /// Which table is looked after first.
     turn: usize,
+    /// The newest commit of others that this run has told of, by table.
+    told: BTreeMap<String, i64>,
 }
 
 /// What one step did.
@@ -133,7 +136,7 @@ impl Summary {
 impl Runner {
     /// A runner that has not looked at anything yet.
     pub fn new(parts: Parts) -> Self {
-        Runner { parts, position: None, turn: 0 }
+        Runner { parts, position: None, turn: 0, told: BTreeMap::new() }
     }
 
     /// Runs until the trigger is satisfied or `stop` turns true; a batch that was begun is always finished.
@@ -268,6 +271,9 @@ impl Runner {
             Decision::Plan { batch } => Next::Continue { after: batch - 1 },
             Decision::Replay(plan) => Next::Replay { batch: plan.batch },
         };
+        for (table, fact) in &facts.tables {
+            self.tell_foreign(table, &fact.foreign);
+        }
         let (offsets, incarnations) = self.first_offsets(facts.commit.as_ref()).await?;
         self.position = Some(Position { decision, offsets, incarnations, last: facts.commit, applied: facts.tables });
         self.emit(Event::Recovered { next });
@@ -311,11 +317,14 @@ impl Runner {
                     memory: state.memory,
                     made_by,
                     restored: state.restored,
+                    foreign: state.foreign,
                 };
                 Ok::<_, Error>((name, fact))
             }
         });
-        let tables = futures::future::try_join_all(tables).await?;
+        // All are waited for, also when one fails: dropped halfway, the reader of a log panics.
+        let tables = futures::future::join_all(tables).await;
+        let tables = tables.into_iter().collect::<Result<BTreeMap<_, _>>>()?;
         Ok(Facts {
             pipeline: parts.spec.name.clone(),
             pipeline_id,
@@ -323,7 +332,7 @@ impl Runner {
             recipe: recipe(&parts.spec),
             plan: head.plan,
             commit: head.commit,
-            tables: tables.into_iter().collect(),
+            tables,
         })
     }
 
@@ -372,6 +381,15 @@ impl Runner {
                 source.acknowledge(offsets).await;
             }
         }
+    }
+
+    /// Rows that others changed in a table are never passed over in silence, nor told twice in one run.
+    fn tell_foreign(&mut self, table: &str, writes: &[ForeignWrite]) {
+        let told = self.told.entry(table.to_string()).or_insert(-1);
+        let writes: Vec<ForeignWrite> = writes.iter().filter(|write| write.version > *told).cloned().collect();
+        let Some(newest) = writes.iter().map(|write| write.version).max() else { return };
+        *told = newest;
+        self.emit(Event::ForeignWrites { table: table.to_string(), writes });
     }
 
     fn emit(&mut self, event: Event) {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
 
-use crate::config::spec::{DeadLetterSpec, From, PipelineSpec, TableSpec};
+use super::bronze::ReadBack;
+use crate::config::spec::{Action, DeadLetterSpec, From, PipelineSpec, TableSpec, WriteSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::batch::BatchPlan;
 use crate::transform::{BatchContext, DeadLetter, Inputs, Shaped, Transform, dead_letter};
@@ -31,6 +32,10 @@ pub(super) struct Shaping {
     pub input_bytes: u64,
     /// Rows set aside.
     pub dead_letters: u64,
+    /// Tables whose rows of the batch are not known, because nobody needs them.
+    unknown: BTreeSet<String>,
+    /// The batch's dead letters are in their table already.
+    is_set_aside: bool,
     /// Rows that broke each rule, as `table.rule`.
     pub expectations: BTreeMap<String, u64>,
 }
@@ -47,6 +52,26 @@ pub(super) fn deferred(spec: &PipelineSpec, transform: &dyn Transform) -> BTreeS
     deferred
 }
 
+/// Whether all dead letters of a batch are known before its first table is applied: then they are committed first, so that
+/// a table that carries the batch is proof that they are kept, even if the source forgets the records.
+pub(super) fn dead_letters_come_first(spec: &PipelineSpec, transform: &dyn Transform) -> bool {
+    let late = deferred(spec, transform);
+    !spec.tables.iter().any(|table| late.contains(&table.name) && may_set_aside(table))
+}
+
+fn may_set_aside(table: &TableSpec) -> bool {
+    match table.write {
+        // Its groups are computed again and again: nothing is ever set aside.
+        WriteSpec::Refresh { .. } => false,
+        // A null key.
+        WriteSpec::Upsert { .. } => true,
+        // A rule, or a value that cannot name a folder.
+        WriteSpec::Append => {
+            table.expect.iter().any(|rule| rule.action == Action::Quarantine) || !table.partition_by.is_empty()
+        }
+    }
+}
+
 impl Shaping {
     /// Nothing computed yet.
     pub fn empty(context: &BatchContext) -> Shaping {
@@ -58,6 +83,8 @@ impl Shaping {
             input_rows: 0,
             input_bytes: 0,
             dead_letters: 0,
+            unknown: BTreeSet::new(),
+            is_set_aside: false,
             expectations: BTreeMap::new(),
         }
     }
@@ -69,6 +96,7 @@ impl Shaping {
         transform: &dyn Transform,
         plan: &BatchPlan,
         records: Records,
+        held: Option<ReadBack>,
         lookups: &HashMap<String, Rows>,
     ) -> Result<Shaping> {
         let context = BatchContext { pipeline: spec.name.clone(), batch: plan.batch, batch_time: plan.batch_time };
@@ -81,12 +109,27 @@ impl Shaping {
             dead.extend(decoded.dead);
             shaping.decoded.insert(source.clone(), Arc::new(decoded.rows));
         }
+        let held = held.inspect(|_| shaping.is_set_aside = spec.dead_letters.is_some()).unwrap_or_default();
+        shaping.input_rows += held.input_rows;
+        shaping.unknown = held.unknown;
+        for (table, rows) in &held.tables {
+            shaping.shaped.insert(table.clone(), rows.clone());
+        }
         let deferred = deferred(spec, transform);
-        for table in spec.tables.iter().filter(|table| !deferred.contains(&table.name)) {
+        let is_known =
+            |table: &&TableSpec| held.tables.contains_key(&table.name) || shaping.unknown.contains(&table.name);
+        let to_shape = |table: &&TableSpec| !deferred.contains(&table.name) && !is_known(table);
+        let to_shape: Vec<&TableSpec> = spec.tables.iter().filter(to_shape).collect();
+        for table in to_shape {
             let inputs =
                 Inputs { batch: shaping.batch_of(&table.from), tables: HashMap::new(), lookups: lookups.clone() };
             let shaped = transform.shape(&table.name, &inputs, &shaping.context)?;
             dead.extend(shaping.accept(&table.name, shaped));
+        }
+        if shaping.is_set_aside {
+            // As many as they were then; the budget was kept then, too.
+            shaping.dead_letters = held.dead_letters;
+            return Ok(shaping);
         }
         shaping.set_aside(spec, dead, &records.into_values().flatten().collect::<Vec<_>>())?;
         check_budget(spec.dead_letters.as_ref(), shaping.dead_letters, shaping.input_rows)?;
@@ -101,9 +144,15 @@ impl Shaping {
         table: &str,
         inputs: &Inputs,
     ) -> Result<()> {
+        if self.unknown.contains(table) {
+            return Ok(());
+        }
         let shaped = transform.shape(table, inputs, &self.context)?;
         let dead = self.accept(table, shaped);
-        self.set_aside(spec, dead, &[])
+        match self.is_set_aside {
+            true => Ok(()),
+            false => self.set_aside(spec, dead, &[]),
+        }
     }
 
     /// The micro-batch's rows from an upstream.
@@ -113,6 +162,11 @@ impl Shaping {
             From::Table(name) => self.shaped.get(name),
         };
         rows.cloned().unwrap_or_default()
+    }
+
+    /// Whether `table` is shaped by now.
+    pub fn has(&self, table: &str) -> bool {
+        self.shaped.contains_key(table)
     }
 
     /// The rows to write to `table`.

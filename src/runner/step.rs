@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use tracing::{debug, info_span};
 
+use super::bronze::{BRONZE, Delivered};
 use super::event::{Event, Finished};
-use super::shaping::{Records, Rows, Shaping, deferred};
+use super::shaping::{Rows, Shaping, dead_letters_come_first, deferred};
 use super::{KEEP_BATCHES, PRUNE_EVERY, Position, Runner, Stepped, app_id, meaning, recipe};
 use crate::checkpoint::Claim;
 use crate::config::spec::{From, OnDataLoss, SourceKind, TableSpec, WriteSpec};
@@ -192,28 +193,8 @@ impl Runner {
         let offsets = self.offsets_after(plan)?;
         let reading = Instant::now();
         fail::hit(fail::READ)?;
-        let mut records = Records::new();
-        let mut lost = plan.lost.clone();
-        for (name, ranges) in &plan.sources {
-            let source = self.parts.sources.get_mut(name).ok_or_else(|| {
-                Error::config(format!(
-                    "batch {} was planned with source `{name}`, which the pipeline no longer has",
-                    plan.batch
-                ))
-                .help("nothing was written; put the source back until this batch is done")
-            })?;
-            // A batch that moves positions reads nothing; then nobody needs to be asked.
-            if plan.is_move() {
-                records.insert(name.clone(), Vec::new());
-                continue;
-            }
-            let known = plan.incarnations.get(name).cloned().unwrap_or_default();
-            let read = source.read(ranges, &known).await?;
-            if !read.lost.is_empty() {
-                lost.entry(name.clone()).or_default().extend(read.lost);
-            }
-            records.insert(name.clone(), read.batches);
-        }
+        let Delivered { records, held, lost } = self.records_of(plan).await?;
+        let replayed_from = held.as_ref().map(|_| BRONZE.to_string());
         phases.add("getBatch", reading);
 
         let shaping_started = Instant::now();
@@ -226,7 +207,7 @@ impl Runner {
         } else {
             let (spec, transform) = (self.parts.spec.clone(), self.parts.transform.clone());
             let (plan, lookups) = (plan.clone(), lookups.clone());
-            blocking(move || Shaping::compute(&spec, &*transform, &plan, records, &lookups)).await?
+            blocking(move || Shaping::compute(&spec, &*transform, &plan, records, held, &lookups)).await?
         };
         phases.add("shape", shaping_started);
 
@@ -249,6 +230,7 @@ impl Runner {
             input_bytes: shaping.input_bytes,
             dead_letters: shaping.dead_letters,
             expectations: std::mem::take(&mut shaping.expectations),
+            replayed_from,
             duration_ms: {
                 phases.add("triggerExecution", started);
                 phases.0
@@ -260,7 +242,7 @@ impl Runner {
         Ok(record)
     }
 
-    /// Applies every table in graph order, dead letters last.
+    /// Applies every table in graph order; dead letters first, or last where a table that is shaped late may add to them.
     async fn apply_all(
         &mut self,
         plan: &BatchPlan,
@@ -269,6 +251,11 @@ impl Runner {
     ) -> Result<BTreeMap<String, Receipt>> {
         let late = deferred(&self.parts.spec, &*self.parts.transform);
         let mut receipts = BTreeMap::new();
+        self.check_all(plan, shaping).await?;
+        let dead_letters_first = dead_letters_come_first(&self.parts.spec, &*self.parts.transform);
+        if dead_letters_first {
+            self.apply_dead_letters(plan, shaping, &mut receipts).await?;
+        }
         for index in 0..self.parts.spec.tables.len() {
             let table = self.parts.spec.tables[index].clone();
             let groups = match (&table.write, &table.from) {
@@ -295,13 +282,36 @@ impl Runner {
             };
             receipts.insert(table.name.clone(), self.apply(&table.name, change, plan).await?);
         }
-        if let Some(dead_letters) = self.parts.spec.dead_letters.clone() {
-            let rows = shaping.take_dead();
-            let change = self.without_rows_after(&dead_letters.table, plan, rows);
-            let receipt = self.apply(&dead_letters.table, change, plan).await?;
-            receipts.insert(dead_letters.table, receipt);
+        if !dead_letters_first {
+            self.apply_dead_letters(plan, shaping, &mut receipts).await?;
         }
         Ok(receipts)
+    }
+
+    /// Rows that a table would refuse are better found while no table carries the batch: the file can still be changed.
+    async fn check_all(&mut self, plan: &BatchPlan, shaping: &Shaping) -> Result<()> {
+        let names: Vec<String> = self.parts.spec.tables.iter().map(|table| table.name.clone()).collect();
+        for name in names.iter().filter(|name| shaping.has(name)) {
+            if !self.carries(name, plan) {
+                let rows = Change::Rows(shaping.rows_of(name));
+                self.table(name)?.check(&rows).await.map_err(|error| error.with("table", name))?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn apply_dead_letters(
+        &mut self,
+        plan: &BatchPlan,
+        shaping: &mut Shaping,
+        receipts: &mut BTreeMap<String, Receipt>,
+    ) -> Result<()> {
+        let Some(dead_letters) = self.parts.spec.dead_letters.clone() else { return Ok(()) };
+        let rows = shaping.take_dead();
+        let change = self.without_rows_after(&dead_letters.table, plan, rows);
+        let receipt = self.apply(&dead_letters.table, change, plan).await?;
+        receipts.insert(dead_letters.table, receipt);
+        Ok(())
     }
 
     /// Reads what a deferred table needs and shapes it.
@@ -347,11 +357,12 @@ impl Runner {
         fail::hit(fail::APPLY)?;
         let receipt = self.table(name)?.apply(change, &txn).await.map_err(|error| error.with("table", name))?;
         fail::hit(fail::APPLIED)?;
+        self.tell_foreign(name, &receipt.foreign);
         debug!(table = name, version = receipt.delta_version, "table committed");
         Ok(receipt)
     }
 
-    fn table(&mut self, name: &str) -> Result<&mut Box<dyn crate::table::Table>> {
+    pub(super) fn table(&mut self, name: &str) -> Result<&mut Box<dyn crate::table::Table>> {
         self.parts
             .tables
             .iter_mut()
@@ -359,7 +370,7 @@ impl Runner {
             .ok_or_else(|| Error::failed(format!("table {name} is not part of the run")))
     }
 
-    fn txn(&self, table: &str, plan: &BatchPlan) -> Result<Txn> {
+    pub(super) fn txn(&self, table: &str, plan: &BatchPlan) -> Result<Txn> {
         let nowhere = BTreeMap::new();
         let position = self.position.as_ref().map_or(&nowhere, |position| &position.offsets);
         let tables = self.parts.tables.iter().map(|table| table.definition().name.clone()).collect();

@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 
 use super::rows::Rows;
-use super::{Limits, Source};
+use super::{Bounded, Limits, Read, Source};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::offset::{Offset, OffsetRanges, Offsets, Partition};
+use crate::model::offset::{Incarnations, Offset, OffsetRanges, Offsets, Partition};
 
 /// One record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,11 +67,11 @@ impl Source for MemorySource {
         Ok(self.edge(|records| records.keys().next().copied()))
     }
 
-    async fn bound(&mut self, from: &Offsets, end: &Offsets, limits: Limits) -> Result<OffsetRanges> {
-        Ok(from.ranges_to(end).prorate(limits.max_rows))
+    async fn bound(&mut self, from: &Offsets, _: &Incarnations, end: &Offsets, limits: Limits) -> Result<Bounded> {
+        Ok(from.ranges_to(end).prorate(limits.max_rows).into())
     }
 
-    async fn read(&mut self, ranges: &OffsetRanges) -> Result<Vec<RecordBatch>> {
+    async fn read(&mut self, ranges: &OffsetRanges, _: &Incarnations) -> Result<Read> {
         let mut batches = Vec::new();
         for (partition, range) in &ranges.0 {
             let records = self.partitions.get(partition).ok_or_else(|| {
@@ -88,7 +87,7 @@ impl Source for MemorySource {
             }
             batches.extend(rows.finish()?);
         }
-        Ok(batches)
+        Ok(batches.into())
     }
 
     async fn acknowledge(&mut self, _offsets: &Offsets) {}

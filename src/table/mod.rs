@@ -26,7 +26,7 @@ use chrono::{DateTime, Utc};
 
 use self::maintain::{Compacted, Compaction, Vacuum, Vacuumed};
 use crate::error::Result;
-use crate::model::batch::{BatchId, Receipt};
+use crate::model::batch::{BatchId, ForeignWrite, Receipt};
 use crate::model::offset::Offsets;
 use crate::source::column;
 
@@ -54,6 +54,9 @@ pub struct TableState {
     pub made_by: Option<Maker>,
     /// Somebody restored the table to a version before the one that carries `applied`: rows of that batch are missing.
     pub restored: bool,
+    /// Commits since the one that carries `applied` by which others changed rows, oldest first. What changes no rows
+    /// (compaction, vacuum) is not here.
+    pub foreign: Vec<ForeignWrite>,
 }
 
 /// The pipeline that created a table, kept in the table's properties `tidegate.pipeline` and `tidegate.pipelineId`.
@@ -163,6 +166,15 @@ pub trait Table: Send {
     /// Commits one batch, creating the table first if there is none, and adding columns that the definition has and the
     /// table lacks. A type that differs is refused (kind `Config`) with a diff; so is a table that somebody else made.
     async fn apply(&mut self, change: Change, txn: &Txn) -> Result<Receipt>;
+
+    /// Refuses (kind `Data`) rows that `apply` would refuse for what they are, as far as that is known without reading
+    /// the table; asked before the first table of a batch is changed.
+    async fn check(&mut self, change: &Change) -> Result<()>;
+
+    /// Every column of the rows that `txn.batch`, the last batch applied, added to an `Append` table; the column `marker`
+    /// holds each row's batch. Refused (kind `Config`, the reason in its message) unless they are known to be exactly
+    /// what that batch wrote: as many, and nobody has changed rows of the table since.
+    async fn added(&mut self, txn: &Txn, marker: &str) -> Result<Vec<RecordBatch>>;
 
     /// The distinct values of the columns `by` over all rows that `txn.batch` added, replaced or removed: old and new
     /// images. May be a superset (after a crash only the files of the commit are known), never a subset. Defined for

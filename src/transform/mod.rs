@@ -145,6 +145,10 @@ pub trait Transform: Send + Sync {
     /// Decodes records (batches of [`crate::source::envelope`]) of one source.
     fn decode(&self, source: &str, records: &[RecordBatch], context: &BatchContext) -> Result<Decoded>;
 
+    /// Whether the rows that a batch added to `table`, read back and put into the order of their source coordinates, are
+    /// the rows that were shaped for it: it appends, and keeps the coordinates and the batch of each row.
+    fn reads_back(&self, table: &str) -> bool;
+
     /// What `table` needs as input.
     fn reads(&self, table: &str) -> &Reads;
 

@@ -4,20 +4,27 @@ use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
-use arrow::datatypes::{FieldRef, Schema, SchemaRef};
+use arrow::datatypes::{DataType, FieldRef, Schema, SchemaRef};
 
 use super::compile::{CompiledPipeline, CompiledTable};
+use super::decode::added;
 use super::engine::{self, Job, NamedRows};
 use super::expect::{self, DELETE_FLAG, Rules, in_source_order};
 use super::rewrite::{InputKind, at_batch_time};
 use super::{BatchContext, Decoded, Inputs, Reads, Shaped, Transform};
 use crate::arrow_bridge::conform;
+use crate::config::spec::WriteSpec;
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::source::column;
 
 impl Transform for CompiledPipeline {
     fn decode(&self, source: &str, records: &[RecordBatch], context: &BatchContext) -> Result<Decoded> {
         let decoder = self.decoders.get(source);
         decoder.ok_or_else(|| Error::failed(format!("there is no source {source}")))?.decode(records, context)
+    }
+
+    fn reads_back(&self, table: &str) -> bool {
+        self.tables.get(table).is_some_and(CompiledTable::reads_back)
     }
 
     fn reads(&self, table: &str) -> &Reads {
@@ -85,6 +92,18 @@ impl CompiledTable {
         shaped.rows = conform(&shaped.rows, &self.output)?;
         shaped.rows.retain(|batch| batch.num_rows() > 0);
         Ok(shaped)
+    }
+
+    fn reads_back(&self) -> bool {
+        let is_stored = |name: &str, data_type: DataType| {
+            self.stored.field_with_name(name).is_ok_and(|field| *field.data_type() == data_type)
+        };
+        self.spec.write == WriteSpec::Append
+            && (self.spec.sql.is_none() || self.restore_order)
+            && is_stored(added::BATCH_ID, DataType::Int64)
+            && is_stored(column::TOPIC, DataType::Utf8)
+            && is_stored(column::PARTITION, DataType::Int32)
+            && is_stored(column::OFFSET, DataType::Int64)
     }
 
     /// Neither a query nor a rule stands between the upstream's rows and the table.

@@ -53,6 +53,7 @@ fn record(batch: BatchId) -> CommitRecord {
         input_rows: 10,
         input_bytes: 100,
         dead_letters: 0,
+        replayed_from: None,
         expectations: BTreeMap::new(),
         duration_ms: BTreeMap::new(),
         committed_at: DateTime::UNIX_EPOCH,

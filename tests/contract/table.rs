@@ -5,6 +5,7 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
 mod maintain;
+mod others;
 mod traps;
 
 use std::collections::{BTreeMap, HashMap};

@@ -1,8 +1,10 @@
 //! End to end: the real binary on real services.
 
+mod bronze;
 mod examples;
+mod foreign;
 mod kafka;
-mod maintain;
 mod kafka_edges;
 mod kafka_losses;
+mod maintain;
 mod repair;

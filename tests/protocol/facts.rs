@@ -84,6 +84,7 @@ fn commit_record(record: Record) -> CommitRecord {
         input_bytes: 0,
         dead_letters: 0,
         expectations: BTreeMap::new(),
+        replayed_from: None,
         duration_ms: BTreeMap::new(),
         committed_at: DateTime::UNIX_EPOCH,
     }
@@ -104,6 +105,7 @@ pub fn decide(plan: Option<Plan>, commit: Option<Record>, seen: &[Seen; TABLES +
         memory: if table == SILVER { seen[MEMORY].version.map(i64::from) } else { None },
         made_by: seen[table].version.map(|_| (PIPELINE.to_string(), "id".to_string())),
         restored: false,
+        foreign: Vec::new(),
     };
     let facts = Facts {
         pipeline: PIPELINE.into(),

@@ -8,9 +8,10 @@ use deltalake::kernel::{Action, Add};
 use deltalake::protocol::{DeltaOperation, OutputMode};
 
 use super::create::create;
-use super::handle::{CommitFailure, Race, carries};
+use super::features::{check_deletion_vectors, check_writable};
+use super::handle::{CommitFailure, carries};
 use super::rows::Distinct;
-use super::schema::{check_writable, conform, delta_schema, reconcile};
+use super::schema::{conform, delta_schema, reconcile};
 use super::upsert::{Hits, Ranking, find_hits, pick};
 use super::winners::Winners;
 use super::write::{Rewrite, Writer};
@@ -26,7 +27,6 @@ struct Prepared {
     adds: Vec<Add>,
     receipt: Receipt,
     operation: DeltaOperation,
-    race: Race,
 }
 
 /// An attempt that got as far as committing.
@@ -58,9 +58,9 @@ impl DeltaLakeTable {
             self.reload().await?;
         } else if self.handle.refresh().await? {
             self.known.clear();
-            // Nobody else commits while a run works, but for maintenance: the one time to look for a restore.
-            if known.flatten().is_some() && super::restored::went_back(&self.handle, &txn.app_id).await? {
-                return Err(self.restored());
+            // Nobody else commits while a run works, but for maintenance: the one time to look what they did.
+            if known.flatten().is_some() {
+                self.look_at_others(&txn.app_id).await?;
             }
         }
         let mut last = None;
@@ -74,6 +74,10 @@ impl DeltaLakeTable {
                     return Err(self.busy(txn, found));
                 }
                 return Ok(Receipt { delta_version: version, already_applied: true, ..Receipt::default() });
+            }
+            // Somebody's commit came first: what it did has to be known before another one follows it.
+            if attempt > 0 && applied.is_some() {
+                self.look_at_others(&txn.app_id).await?;
             }
             match self.attempt(change, txn).await {
                 Ok((receipt, touched)) => return Ok(self.done(txn, receipt, touched)),
@@ -115,6 +119,7 @@ impl DeltaLakeTable {
     }
 
     fn done(&mut self, txn: &Txn, receipt: Receipt, sets: Vec<Distinct>) -> Receipt {
+        let receipt = Receipt { foreign: std::mem::take(&mut self.foreign), ..receipt };
         self.known.insert(txn.app_id.clone(), Some(txn.batch));
         self.touched = Some(Touched { app_id: txn.app_id.clone(), batch: txn.batch, sets });
         receipt
@@ -168,7 +173,7 @@ impl DeltaLakeTable {
             .help("this run changed nothing and must stop: two runs of one pipeline cannot work at the same time")
     }
 
-    fn restored(&self) -> Error {
+    pub(super) fn restored(&self) -> Error {
         let text = format!("table {} was restored to an older version while this run worked", self.definition.name);
         Error::config(text)
             .with("at", self.handle.location())
@@ -186,28 +191,23 @@ impl DeltaLakeTable {
         let at = self.handle.location();
         check_writable(&self.definition, state, &at)?;
         let reconciled = reconcile(&self.definition, state, &at)?;
-        if self.handle.files()?.iter().any(|file| file.has_deletion_vector()) {
-            let text = format!("table {} has deletion vectors, which tidegate would break", self.definition.name);
-            let help = "nothing was written; purge them (REORG TABLE … APPLY (PURGE)) and run again";
-            return Err(Error::config(text).with("at", at).help(help).into());
-        }
+        check_deletion_vectors(&self.definition, &self.handle)?;
         let mut touched = Vec::new();
         for by in &self.definition.watched {
             touched.push(Distinct::new(&reconciled.schema, by)?);
         }
         let prepared = self.prepare(change, txn, &reconciled.schema, &mut touched).await?;
-        let Prepared { removes, adds, mut receipt, operation, mut race } = prepared;
+        let Prepared { removes, adds, mut receipt, operation } = prepared;
         receipt.files_removed = removes.len() as u64;
         receipt.files_added = adds.len() as u64;
         let mut actions: Vec<Action> = Vec::new();
         if let Some(metadata) = reconciled.metadata {
-            race = Race::Strict;
             actions.push(Action::Metadata(metadata));
         }
         actions.extend(removes);
         actions.extend(adds.iter().cloned().map(Action::Add));
         fail::hit(fail::PREPARED)?;
-        match self.handle.commit(actions, operation, txn, race).await {
+        match self.handle.commit(actions, operation, txn).await {
             Ok(version) => Ok((Receipt { delta_version: version, ..receipt }, touched)),
             Err(failure) => Err(Failure::Commit(Box::new(Attempted { failure, adds, receipt, touched }))),
         }
@@ -244,7 +244,7 @@ impl DeltaLakeTable {
                     epoch_id: txn.batch,
                 };
                 let receipt = Receipt { inserted, ..Receipt::default() };
-                Ok(Prepared { removes: Vec::new(), adds, receipt, operation, race: Race::Appends })
+                Ok(Prepared { removes: Vec::new(), adds, receipt, operation })
             }
             (WriteMode::Append, Change::Trim(trim)) => {
                 let rows = self.conform_all(&trim.rows, schema)?;
@@ -254,7 +254,7 @@ impl DeltaLakeTable {
                 let (removes, adds) = self.rewrite(schema, &[], work, rows, touched).await?;
                 let receipt = Receipt { inserted, deleted, ..Receipt::default() };
                 let operation = DeltaOperation::Delete { predicate: None };
-                Ok(Prepared { removes, adds, receipt, operation, race: Race::Strict })
+                Ok(Prepared { removes, adds, receipt, operation })
             }
             (WriteMode::Upsert { key, order_by, delete_flag }, Change::Rows(rows)) => {
                 self.upsert(rows, txn, schema, touched, &key, &order_by, delete_flag.as_deref()).await
@@ -267,7 +267,7 @@ impl DeltaLakeTable {
                 let inserted = count(&rows);
                 let (removes, adds) = self.rewrite(schema, &by, work, rows, touched).await?;
                 let receipt = Receipt { inserted, deleted, ..Receipt::default() };
-                Ok(Prepared { removes, adds, receipt, operation: merge(&by), race: Race::Strict })
+                Ok(Prepared { removes, adds, receipt, operation: merge(&by) })
             }
             (mode, _) => Err(Error::failed(format!(
                 "table {} does not take this kind of change: {mode:?}",
@@ -287,13 +287,8 @@ impl DeltaLakeTable {
         order_by: &[String],
         delete_flag: Option<&str>,
     ) -> Result<Prepared> {
-        let nothing = || Prepared {
-            removes: Vec::new(),
-            adds: Vec::new(),
-            receipt: Receipt::default(),
-            operation: merge(key),
-            race: Race::Strict,
-        };
+        let nothing =
+            || Prepared { removes: Vec::new(), adds: Vec::new(), receipt: Receipt::default(), operation: merge(key) };
         let Some(first) = rows.iter().find(|batch| batch.num_rows() > 0) else { return Ok(nothing()) };
         let ranking = Ranking::new(key, order_by, &first.schema(), schema)?;
         let Some(winners) = Winners::pick(rows, &ranking.key, &ranking.incoming, delete_flag)? else {
@@ -337,7 +332,7 @@ impl DeltaLakeTable {
         let fresh =
             if written.is_empty() { Vec::new() } else { self.conform_all(&[pick(&winners, written)?], schema)? };
         let (removes, adds) = self.rewrite(schema, key, work, fresh, touched).await?;
-        Ok(Prepared { removes, adds, receipt, operation: merge(key), race: Race::Strict })
+        Ok(Prepared { removes, adds, receipt, operation: merge(key) })
     }
 
     /// Writes `fresh` and what stays of the files in `work`.

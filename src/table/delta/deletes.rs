@@ -16,7 +16,7 @@ use deltalake::protocol::{DeltaOperation, OutputMode};
 use std::cmp::Ordering;
 
 use super::create::create;
-use super::handle::{Handle, Race};
+use super::handle::Handle;
 use super::rows::Encoder;
 use super::scan::{Pruner, Reader};
 use super::schema::{conform, made_by};
@@ -212,7 +212,7 @@ impl Memory {
             query_id: txn.app_id.clone(),
             epoch_id: txn.batch,
         };
-        match self.handle.commit(actions, operation, txn, Race::Strict).await {
+        match self.handle.commit(actions, operation, txn).await {
             Ok(_) => Ok(()),
             Err(failure) => {
                 if failure.is_conflict() {

@@ -13,10 +13,12 @@ use deltalake::protocol::DeltaOperation;
 use deltalake::table::config::TablePropertiesExt;
 use deltalake::table::state::DeltaTableState;
 use deltalake::{DeltaTable, DeltaTableError};
+use futures::TryStreamExt;
+use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 
 use super::files::DataFile;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::fail;
 use crate::model::batch::BatchId;
 use crate::storage::{self, Storage};
@@ -31,15 +33,6 @@ pub(super) const CHECKPOINT_EVERY: u64 = 50;
 
 /// Versions between two clean-ups of the Delta log: each one lists the log.
 const CLEAN_EVERY: u64 = 500;
-
-/// Whether a commit may land behind commits that it has not read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Race {
-    /// Compare and swap: the table must be exactly as it was read. For everything that removes files or changes the schema.
-    Strict,
-    /// Added rows may follow other people's commits; Delta's conflict check still refuses the same application id.
-    Appends,
-}
 
 /// A commit that failed, with what is needed to find out whether it landed.
 #[derive(Debug)]
@@ -123,7 +116,7 @@ impl Handle {
         if exists {
             let version = version.and_then(|version| u64::try_from(version).ok());
             let state = DeltaTableState::try_new(self.log.as_ref(), version).await;
-            let state = state.map_err(|e| self.explain(e, "read the table's log"))?;
+            let state = state.map_err(|e| self.unreadable(e))?;
             let every = fail::often(CHECKPOINT_EVERY, 2);
             self.checkpointed = state.version() / every * every;
             self.state = Some(state);
@@ -139,7 +132,7 @@ impl Handle {
         let after = state.version();
         if let Err(cause) = updated {
             self.state = None;
-            return Err(self.explain(cause, "read the table's log"));
+            return Err(self.unreadable(cause));
         }
         Ok(after != before)
     }
@@ -158,18 +151,19 @@ impl Handle {
         Ok(files.iter().map(DataFile::from_view).collect())
     }
 
-    /// Commits `actions` together with the batch number. An error says nothing about whether the commit landed.
+    /// Commits `actions` together with the batch number, by compare and swap: the table must be exactly as it was read.
+    /// Rows could be added behind a commit that was not read, but that may be a RESTORE: it would be buried under the
+    /// batch and never be noticed. An error says nothing about whether the commit landed.
     pub(super) async fn commit(
         &mut self,
         actions: Vec<Action>,
         operation: DeltaOperation,
         txn: &Txn,
-        race: Race,
     ) -> Result<i64, CommitFailure> {
         // `Transaction::new` has no time stamp, so no retention setting ever expires it.
         let properties = commit_properties().with_application_transaction(Transaction::new(&txn.app_id, txn.batch));
         let said = vec![("userMetadata".to_owned(), serde_json::Value::String(txn.user_metadata.clone()))];
-        self.commit_as(properties, said, actions, operation, race).await
+        self.commit_as(properties, said, actions, operation).await
     }
 
     /// Commits maintenance: no batch, and never over a commit that was not read.
@@ -180,7 +174,7 @@ impl Handle {
         metrics: serde_json::Value,
     ) -> Result<i64, CommitFailure> {
         let said = vec![("operationMetrics".to_owned(), metrics)];
-        self.commit_as(commit_properties(), said, actions, operation, Race::Strict).await
+        self.commit_as(commit_properties(), said, actions, operation).await
     }
 
     async fn commit_as(
@@ -189,12 +183,10 @@ impl Handle {
         mut said: Vec<(String, serde_json::Value)>,
         actions: Vec<Action>,
         operation: DeltaOperation,
-        race: Race,
     ) -> Result<i64, CommitFailure> {
         let nonce = nonce();
         said.push((NONCE.to_owned(), serde_json::Value::String(nonce.clone())));
-        let properties = properties.with_metadata(said);
-        let properties = if race == Race::Strict { properties.with_max_retries(0) } else { properties };
+        let properties = properties.with_metadata(said).with_max_retries(0);
         let result = self.try_commit(actions, operation, properties).await;
         result.map_err(|cause| CommitFailure { cause, nonce })
     }
@@ -298,12 +290,60 @@ impl Handle {
         }
     }
 
+    /// Refuses a log with an entry of no bytes (a disk that was full, a copy that broke off): the reader takes it for a
+    /// commit that did nothing, and the rows of that commit would be gone without a word. Entries older than two
+    /// checkpoints are not read any more.
+    pub(super) async fn check_entries(&self) -> Result<()> {
+        let Some(state) = &self.state else { return Ok(()) };
+        let after = state.version().saturating_sub(2 * CHECKPOINT_EVERY);
+        let log = Path::from("_delta_log");
+        let offset = log.clone().join(format!("{after:020}"));
+        let mut entries = self.storage.store.list_with_offset(Some(&log), &offset);
+        while let Some(entry) = entries.try_next().await.transpose() {
+            let entry = entry.map_err(|cause| storage::explain(&cause, "list the table's log", &self.location()))?;
+            if entry.size == 0 && entry.location.extension() == Some("json") {
+                let name = entry.location.filename().unwrap_or_default();
+                return Err(broken_log(&self.location()).with("empty entry", name));
+            }
+        }
+        Ok(())
+    }
+
+    /// Storage that does not answer is one thing, a log that makes no sense is another: no later try will mend it.
+    fn unreadable(&self, err: DeltaTableError) -> Error {
+        let is_damage = matches!(
+            err,
+            DeltaTableError::KernelError(_)
+                | DeltaTableError::InvalidJsonLog { .. }
+                | DeltaTableError::InvalidData { .. }
+                | DeltaTableError::SerializeLogJson { .. }
+        );
+        let error = self.explain(err, "read the table's log");
+        if !is_damage || error.kind() != ErrorKind::Failed {
+            return error;
+        }
+        broken_log(&self.location()).caused_by(error)
+    }
+
     pub(super) fn explain(&self, err: DeltaTableError, what: &str) -> Error {
         explain(err, what, &self.location())
     }
 }
 
-const NONCE: &str = "tidegateCommit";
+fn broken_log(at: &str) -> Error {
+    Error::config("the log of a table cannot be read")
+        .with("at", format!("{at}_delta_log"))
+        .help("nothing was written")
+        .help("an entry is missing or broken? bring it back from a backup of the folder")
+        .help(
+            "another program gave the table a feature that is too new? take it away (ALTER TABLE … DROP FEATURE …), or \
+             choose another table name",
+        )
+        .help("what the log and the tables hold: tidegate checkpoint verify FILE")
+}
+
+/// Marks the commits of tidegate.
+pub(super) const NONCE: &str = "tidegateCommit";
 
 /// Whether `actions` are those of the attempt with this nonce.
 pub(super) fn carries(actions: &[Action], nonce: &str) -> bool {

@@ -4,8 +4,8 @@ use chrono::{DateTime, Utc};
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
 
+use super::features::check_writable;
 use super::handle::Handle;
-use super::schema::check_writable;
 use super::{DeltaLakeTable, compact, vacuum};
 use crate::error::Result;
 use crate::storage::{self, Storage};

@@ -13,9 +13,11 @@ mod apply;
 mod compact;
 mod create;
 mod deletes;
+mod features;
 mod files;
 mod handle;
 mod maintain;
+mod others;
 mod refresh;
 mod restored;
 mod rows;
@@ -32,21 +34,23 @@ mod write;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use arrow::array::{ArrayRef, Int64Array};
 use arrow::datatypes::{FieldRef, Schema};
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use deltalake::kernel::Action;
 
+use self::features::{check_deletion_vectors, check_writable};
 use self::files::DataFile;
 use self::handle::Handle;
 use self::rows::Distinct;
 use self::scan::{Pruner, Reader, Semi};
-use self::schema::{arrow_schema, check_writable, made_by, project, reconcile};
+use self::schema::{arrow_schema, check_kept, check_nulls, made_by, project, reconcile};
 use super::maintain::{Compacted, Compaction, Vacuum, Vacuumed};
 use super::{Change, Table, TableDefinition, TableState, Trim, Txn, WriteMode};
-use crate::error::{Error, ErrorKind, Result};
-use crate::model::batch::{BatchId, Receipt};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::model::batch::{BatchId, ForeignWrite, Receipt};
 use crate::storage::Storage;
 
 /// Tries against other writers before giving up as busy.
@@ -61,7 +65,15 @@ pub fn open(lake: &Storage, definition: TableDefinition) -> Result<Box<dyn Table
         _ => None,
     };
     let upkeep = maintain::Upkeep::new(lake, &definition.name)?;
-    Ok(Box::new(DeltaLakeTable { definition, handle, memory, known: HashMap::new(), touched: None, upkeep }))
+    Ok(Box::new(DeltaLakeTable {
+        definition,
+        handle,
+        memory,
+        known: HashMap::new(),
+        touched: None,
+        foreign: Vec::new(),
+        upkeep,
+    }))
 }
 
 /// A Delta table of a pipeline.
@@ -75,6 +87,8 @@ struct DeltaLakeTable {
     touched: Option<Touched>,
     /// When maintenance is due.
     upkeep: maintain::Upkeep,
+    /// What others changed since the last batch; the receipt of the next one tells.
+    foreign: Vec<ForeignWrite>,
 }
 
 struct Touched {
@@ -113,6 +127,40 @@ impl DeltaLakeTable {
         }
     }
 
+    /// Looks at what others have committed since the last batch: a restore stops the run, other rows are told.
+    async fn look_at_others(&mut self, app_id: &str) -> Result<()> {
+        let others = others::since(&self.handle, app_id).await?;
+        if others.went_back {
+            return Err(self.restored());
+        }
+        if let Some(carrier) = others.changed_since {
+            self.check_columns_since(carrier).await?;
+        }
+        self.foreign = others.writes;
+        Ok(())
+    }
+
+    /// Somebody changed the table's definition after the version `carrier`: no column that the pipeline writes may have
+    /// gone. Without this it would come back, empty, as if it were new.
+    async fn check_columns_since(&self, carrier: i64) -> Result<()> {
+        let Some(state) = self.handle.state() else { return Ok(()) };
+        let now = arrow_schema(state);
+        let is_whole = self.definition.schema.fields().iter().all(|f| now.column_with_name(f.name()).is_some());
+        if is_whole {
+            return Ok(());
+        }
+        let mut then = Handle::new(self.handle.storage().clone());
+        match then.load_version(Some(carrier)).await {
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(table = %self.definition.name, %error, "the table of the last batch cannot be looked at");
+                return Ok(());
+            }
+        }
+        let Some(then) = then.state() else { return Ok(()) };
+        check_kept(&self.definition, &arrow_schema(then), &now, carrier, &self.handle.location())
+    }
+
     async fn reload(&mut self) -> Result<()> {
         self.known.clear();
         if let Some(memory) = &mut self.memory {
@@ -135,21 +183,32 @@ impl Table for DeltaLakeTable {
             self.known.insert(app_id.to_owned(), None);
             return Ok(TableState::default());
         };
+        self.handle.check_entries().await?;
         let made_by = made_by(state);
         // A type that changed is better refused before a row is read than when half of the tables carry the batch.
         if made_by.as_ref() == Some(&self.definition.maker) {
             let at = self.handle.location();
             check_writable(&self.definition, state, &at)?;
             reconcile(&self.definition, state, &at)?;
+            check_deletion_vectors(&self.definition, &self.handle)?;
         }
         let applied = self.handle.applied(app_id).await?;
         self.known.insert(app_id.to_owned(), applied);
-        let restored = applied.is_some() && restored::went_back(&self.handle, app_id).await?;
+        let others = match applied {
+            Some(_) => others::since(&self.handle, app_id).await?,
+            None => others::Others::default(),
+        };
+        let is_ours = made_by.as_ref() == Some(&self.definition.maker);
+        if let Some(carrier) = others.changed_since.filter(|_| is_ours && !others.went_back) {
+            self.check_columns_since(carrier).await?;
+        }
+        self.foreign = others.writes.clone();
         let memory = match &mut self.memory {
             Some(memory) => memory.observe().await?,
             None => None,
         };
-        Ok(TableState { version: self.handle.version(), applied, memory, made_by, restored })
+        let (restored, foreign) = (others.went_back, others.writes);
+        Ok(TableState { version: self.handle.version(), applied, memory, made_by, restored, foreign })
     }
 
     async fn apply(&mut self, change: Change, txn: &Txn) -> Result<Receipt> {
@@ -158,6 +217,46 @@ impl Table for DeltaLakeTable {
         receipt.memory_version = self.memory.as_ref().and_then(deletes::Memory::version);
         self.upkeep.grew_by(receipt.files_added);
         Ok(receipt)
+    }
+
+    async fn check(&mut self, change: &Change) -> Result<()> {
+        let (Change::Rows(rows), Some(state)) = (change, self.handle.state()) else { return Ok(()) };
+        check_nulls(rows, &self.definition, &arrow_schema(state))
+    }
+
+    async fn added(&mut self, txn: &Txn, marker: &str) -> Result<Vec<RecordBatch>> {
+        let name = self.definition.name.clone();
+        let refuse = |why: String| Err(Error::config(why));
+        let Some((_, actions)) = self.handle.find_commit(&txn.app_id, txn.batch).await? else {
+            return refuse(format!("the log of {name} no longer has the commit of batch {}", txn.batch));
+        };
+        if let Some(write) = others::since(&self.handle, &txn.app_id).await?.writes.first() {
+            return refuse(format!("{name} was changed by others since batch {} ({write})", txn.batch));
+        }
+        let mut written = 0;
+        for add in actions.iter().filter_map(|action| match action {
+            Action::Add(add) if add.data_change => Some(add),
+            _ => None,
+        }) {
+            let Some(count) = add.get_stats().ok().flatten().map(|stats| stats.num_records) else {
+                return refuse(format!(
+                    "the commit of batch {} in {name} does not say how many rows it has",
+                    txn.batch
+                ));
+            };
+            written += count;
+        }
+        let Some(state) = self.handle.state() else { return refuse(format!("{name} is gone")) };
+        let columns: Vec<String> = arrow_schema(state).fields().iter().map(|field| field.name().clone()).collect();
+        let batch = RecordBatch::try_from_iter([(marker, Arc::new(Int64Array::from(vec![txn.batch])) as ArrayRef)])
+            .context(ErrorKind::Failed, "a batch number is a column")?;
+        let rows = self.read(&columns, Some(&batch)).await?;
+        let found: i64 = rows.iter().map(|rows| rows.num_rows() as i64).sum();
+        if found != written {
+            let batch = txn.batch;
+            return refuse(format!("{name} has {found} rows of batch {batch}, and {written} were written"));
+        }
+        Ok(rows)
     }
 
     async fn touched(&mut self, by: &[String], txn: &Txn) -> Result<RecordBatch> {

@@ -34,71 +34,68 @@ pub(super) fn made_by(state: &DeltaTableState) -> Option<Maker> {
     Some(Maker { pipeline, pipeline_id })
 }
 
-/// Refuses tables that tidegate must not write to: made by somebody else, or with features that it would break.
-pub(super) fn check_writable(definition: &TableDefinition, state: &DeltaTableState, at: &str) -> Result<()> {
-    let refuse =
-        |why: String| Error::config(format!("table {} cannot be written: {why}", definition.name)).with("at", at);
-    match made_by(state) {
-        None => {
-            return Err(refuse("it was not made by tidegate".to_owned())
-                .help("nothing was written; choose another table name, or move that table away"));
-        }
-        Some(maker) if maker.pipeline_id != definition.maker.pipeline_id => {
-            return Err(refuse(format!("it belongs to the pipeline `{}` ({})", maker.pipeline, maker.pipeline_id))
-                .with("this pipeline", format!("{} ({})", definition.maker.pipeline, definition.maker.pipeline_id))
-                .help("nothing was written; two pipelines cannot share a table: choose another name or lake"));
-        }
-        Some(_) => {}
-    }
-    if let Some(feature) = unsafe_feature(state, &definition.write) {
-        return Err(refuse(format!("it uses {feature}, which tidegate would break")).help(
-            "nothing was written; turn the feature off with the tool that turned it on, or choose another table",
-        ));
-    }
-    let partitions = state.metadata().partition_columns();
-    if partitions != definition.partition_by.as_slice() {
-        return Err(refuse("its partition columns are others".to_owned())
-            .with("table has", partitions.join(", "))
-            .with("pipeline wants", definition.partition_by.join(", "))
-            .help("nothing was written; partitions cannot change in place: choose another table name"));
-    }
-    Ok(())
-}
-
-fn unsafe_feature(state: &DeltaTableState, write: &WriteMode) -> Option<String> {
-    let is_on = |value: &String| value.eq_ignore_ascii_case("true");
-    for (key, value) in state.metadata().configuration() {
-        let feature = match key.as_str() {
-            "delta.enableDeletionVectors" if is_on(value) => "deletion vectors",
-            "delta.enableChangeDataFeed" if is_on(value) => "the change data feed",
-            "delta.enableRowTracking" if is_on(value) => "row tracking",
-            "delta.appendOnly" if is_on(value) && *write != WriteMode::Append => "append-only mode",
-            "delta.columnMapping.mode" if value != "none" => "column mapping",
-            key if key.starts_with("delta.constraints.") => "check constraints",
-            _ => continue,
-        };
-        return Some(format!("{feature} ({key})"));
-    }
-    for field in state.schema().fields() {
-        let risky = |key: &&String| {
-            ["delta.generationExpression", "delta.invariants"].contains(&key.as_str())
-                || key.starts_with("delta.identity.")
-        };
-        if let Some(key) = field.metadata().keys().find(risky) {
-            return Some(format!("a computed or checked column ({key} on `{}`)", field.name()));
-        }
-    }
-    let clustered = |name: &String| name.to_lowercase().contains("clustering");
-    let features = state.protocol().writer_features().unwrap_or_default();
-    features.iter().map(|f| format!("{f:?}")).find(clustered).map(|_| "liquid clustering".to_owned())
-}
-
 /// The Delta schema of a definition.
 pub(super) fn delta_schema(definition: &TableDefinition) -> Result<StructType> {
     let schema = plain_schema(&definition.schema);
     (&schema)
         .try_into_kernel()
         .context(ErrorKind::Config, format!("table {} has a column type that Delta does not know", definition.name))
+}
+
+/// Refuses a table that has lost columns which it had at version `carrier` and the pipeline writes.
+pub(super) fn check_kept(
+    definition: &TableDefinition,
+    then: &Schema,
+    now: &Schema,
+    carrier: i64,
+    at: &str,
+) -> Result<()> {
+    let wanted = definition.schema.fields().iter().map(|field| field.name().as_str());
+    let has = |schema: &Schema, name: &str| schema.column_with_name(name).is_some();
+    let gone: Vec<&str> = wanted.filter(|name| has(then, name) && !has(now, name)).collect();
+    if gone.is_empty() {
+        return Ok(());
+    }
+    Err(Error::config(format!("somebody dropped columns of table {} that the pipeline writes", definition.name))
+        .with("at", at)
+        .with("dropped", gone.join(", "))
+        .help("nothing was written")
+        .help(format!("bring them back: RESTORE TABLE … TO VERSION AS OF {carrier}"))
+        .help("or take them out of the pipeline's `sql` (or `schema`), if they are meant to go"))
+}
+
+/// Nulls where the table forbids them and the pipeline does not: the table was made when the column was `not null`.
+/// Deletes are not stored and may lack anything but the key.
+pub(super) fn check_nulls(rows: &[RecordBatch], definition: &TableDefinition, table: &Schema) -> Result<()> {
+    let flag = match &definition.write {
+        WriteMode::Upsert { delete_flag, .. } => delete_flag.as_deref(),
+        _ => None,
+    };
+    for field in table.fields().iter().filter(|field| !field.is_nullable()) {
+        let name = field.name();
+        if definition.schema.field_with_name(name).is_ok_and(|wanted| !wanted.is_nullable()) {
+            continue;
+        }
+        let mut missing = 0;
+        for batch in rows {
+            let deletes = flag.and_then(|flag| batch.column_by_name(flag)).and_then(|flags| flags.as_boolean_opt());
+            let is_delete = |row: usize| deletes.is_some_and(|flags| flags.is_valid(row) && flags.value(row));
+            let is_null = |row: usize| batch.column_by_name(name).is_none_or(|column| column.is_null(row));
+            missing += (0..batch.num_rows()).filter(|&row| is_null(row) && !is_delete(row)).count();
+        }
+        if missing > 0 {
+            return Err(without_values(name, &definition.name, missing));
+        }
+    }
+    Ok(())
+}
+
+fn without_values(column: &str, table: &str, rows: usize) -> Error {
+    Error::new(
+        ErrorKind::Data,
+        format!("column `{column}` of {table} is not null, but {rows} rows have no value for it"),
+    )
+    .help("nothing was written; set such rows aside with an expectation (`else: quarantine`)")
 }
 
 /// Compares what the pipeline wants with what the table has; refuses changes that would alter stored data.
@@ -293,11 +290,7 @@ pub(super) fn conform(batch: &RecordBatch, schema: &SchemaRef, table: &str) -> R
         };
         let nulls = column.logical_null_count();
         if !field.is_nullable() && nulls > 0 {
-            return Err(Error::new(
-                ErrorKind::Data,
-                format!("column `{}` of {table} is not null, but {nulls} rows have no value for it", field.name()),
-            )
-            .help("nothing was written; set such rows aside with an expectation (`else: quarantine`)"));
+            return Err(without_values(field.name(), table, nulls));
         }
         columns.push(column);
     }

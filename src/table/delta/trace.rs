@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::handle::Handle;
-use super::restored;
+use super::others;
 use super::schema::made_by;
 use crate::error::Result;
 use crate::model::batch::BatchId;
@@ -32,7 +32,7 @@ pub(in crate::table) async fn trace(
     let Some(maker) = &trace.maker else { return Ok(Some(trace)) };
     let app_id = app_id(&maker.pipeline_id);
     trace.applied = handle.applied(&app_id).await?;
-    trace.restored = trace.applied.is_some() && restored::went_back(&handle, &app_id).await?;
+    trace.restored = trace.applied.is_some() && others::since(&handle, &app_id).await?.went_back;
     if trace.applied.is_some() {
         for version in (0..=version).rev() {
             // Older entries may have been cleaned up.

@@ -1,0 +1,167 @@
+//! What others have committed to a table since the last batch: restores, which take rows of batches away, and writes that
+//! change rows. One small object is read when the newest commit carries the batch, as it nearly always does.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::handle::{Handle, NONCE, signed};
+use super::restored::is_behind;
+use crate::error::Result;
+use crate::model::batch::ForeignWrite;
+
+/// Commits of others that are looked through: far more than maintenance makes between two batches.
+const LOOK_BACK: i64 = 200;
+
+/// What the commits after the last batch did.
+#[derive(Debug, Default)]
+pub(super) struct Others {
+    /// The table went back behind the commit that carries the last batch, and has not been brought forward again.
+    pub(super) went_back: bool,
+    /// Commits that changed rows, oldest first.
+    pub(super) writes: Vec<ForeignWrite>,
+    /// The version that carries the last batch, where a later commit changed the table's schema or properties.
+    pub(super) changed_since: Option<i64>,
+}
+
+/// Looks through the commits after the one that carries the last batch of `app_id`.
+pub(super) async fn since(handle: &Handle, app_id: &str) -> Result<Others> {
+    let mut others = Others::default();
+    let Some(newest) = handle.state().map(|state| signed(state.version())) else { return Ok(others) };
+    let mut restores = BTreeMap::new();
+    let (mut oldest, mut is_changed) = (newest, false);
+    for version in (newest.saturating_sub(LOOK_BACK).max(0)..=newest).rev() {
+        // Older entries may have been cleaned up.
+        let Some(entry) = handle.entry(version).await? else { break };
+        oldest = version;
+        let commit = Commit::parse(&entry, version, app_id);
+        if commit.carries {
+            others.changed_since = is_changed.then_some(version);
+            break;
+        }
+        is_changed |= commit.changes_table;
+        restores.extend(commit.restored.map(|target| (version, target)));
+        others.writes.extend(commit.write);
+    }
+    others.writes.reverse();
+    others.went_back = is_behind(&restores, oldest, newest);
+    Ok(others)
+}
+
+/// What one commit says about itself.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Commit {
+    /// It carries a batch of the application id asked for.
+    carries: bool,
+    /// It is a restore, to the version inside if it was asked for by version.
+    restored: Option<Option<i64>>,
+    /// It changes schema, properties or protocol.
+    changes_table: bool,
+    /// Somebody else's rows.
+    write: Option<ForeignWrite>,
+}
+
+impl Commit {
+    /// Looks only at what matters: other writers' commits hold fields that nobody here knows.
+    fn parse(entry: &[u8], version: i64, app_id: &str) -> Commit {
+        let mut commit = Commit::default();
+        let (mut info, mut changes_rows) = (Value::Null, false);
+        for line in entry.split(|byte| *byte == b'\n') {
+            let Ok(Value::Object(mut action)) = serde_json::from_slice::<Value>(line) else { continue };
+            if action.get("txn").is_some_and(|txn| txn["appId"] == app_id) {
+                commit.carries = true;
+                return commit;
+            }
+            commit.changes_table |= action.contains_key("metaData") || action.contains_key("protocol");
+            let file = action.get("add").or_else(|| action.get("remove"));
+            changes_rows |= file.is_some_and(|file| file["dataChange"] != false);
+            if let Some(found) = action.remove("commitInfo") {
+                info = found;
+            }
+        }
+        let parameters = &info["operationParameters"];
+        if info["operation"] == "RESTORE" {
+            commit.restored = Some(number(&parameters["version"]).and_then(|target| i64::try_from(target).ok()));
+        }
+        // Other work of tidegate on its own table is not a stranger's.
+        if changes_rows && info[NONCE].is_null() {
+            let text = |value: &Value| value.as_str().map(str::to_owned);
+            commit.write = Some(ForeignWrite {
+                version,
+                operation: text(&info["operation"]).unwrap_or_else(|| "a change without a name".to_owned()),
+                engine: text(&info["engineInfo"]).or_else(|| text(&info["clientVersion"])),
+                rows: rows(&info["operationMetrics"]),
+            });
+        }
+        commit
+    }
+}
+
+/// Rows that an operation says it added, changed or removed; Spark and delta-rs name their counts differently.
+fn rows(metrics: &Value) -> Option<u64> {
+    let sum = |names: &[&str]| {
+        let counts: Vec<u64> = names.iter().filter_map(|name| number(&metrics[*name])).collect();
+        (!counts.is_empty()).then(|| counts.iter().sum())
+    };
+    sum(&["numTargetRowsInserted", "numTargetRowsUpdated", "numTargetRowsDeleted"])
+        .or_else(|| sum(&["num_target_rows_inserted", "num_target_rows_updated", "num_target_rows_deleted"]))
+        .or_else(|| sum(&["numUpdatedRows", "numDeletedRows"]))
+        .or_else(|| sum(&["num_updated_rows", "num_deleted_rows"]))
+        .or_else(|| sum(&["numOutputRows"]))
+        .or_else(|| sum(&["num_added_rows"]))
+}
+
+/// A number or, as Spark writes everything, its text.
+fn number(value: &Value) -> Option<u64> {
+    value.as_u64().or_else(|| value.as_str()?.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Commit {
+        Commit::parse(text.as_bytes(), 7, "us")
+    }
+
+    #[test]
+    fn a_commit_says_whose_it_is_and_whether_it_restores() {
+        let add = "{\"add\":{\"path\":\"RESTORE\",\"dataChange\":false}}\n";
+        let ours = format!("{add}{{\"commitInfo\":{{\"operation\":\"MERGE\"}}}}\n{{\"txn\":{{\"appId\":\"us\"}}}}");
+        assert!(parse(&ours).carries);
+        assert_eq!(parse("{\"txn\":{\"appId\":\"them\"}}"), Commit::default());
+        for (version, target) in [("3", Some(3)), ("\"3\"", Some(3)), ("null", None)] {
+            let info = format!(
+                "{{\"commitInfo\":{{\"operation\":\"RESTORE\",\"operationParameters\":{{\"version\":{version}}}}}}}\n{add}"
+            );
+            assert_eq!(parse(&info), Commit { restored: Some(target), ..Commit::default() });
+        }
+    }
+
+    #[test]
+    fn a_write_names_its_operation_its_engine_and_its_rows() {
+        let commit = |operation: &str, metrics: &str, change: bool| {
+            let write = parse(&format!(
+                "{{\"commitInfo\":{{\"operation\":\"{operation}\",\"engineInfo\":\"Apache-Spark/3.5\",\
+                 \"operationMetrics\":{{{metrics}}}}}}}\n{{\"remove\":{{\"path\":\"x\",\"dataChange\":{change}}}}}"
+            ))
+            .write;
+            write.map(|write| write.to_string())
+        };
+        let delete = commit("DELETE", "\"numDeletedRows\":\"12\",\"numCopiedRows\":\"5\"", true);
+        assert_eq!(delete.as_deref(), Some("version 7: DELETE by Apache-Spark/3.5 (12 rows)"));
+        let merge = commit("MERGE", "\"num_target_rows_inserted\":1,\"num_target_rows_deleted\":2", true);
+        assert_eq!(merge.as_deref(), Some("version 7: MERGE by Apache-Spark/3.5 (3 rows)"));
+        assert_eq!(commit("WRITE", "", true).as_deref(), Some("version 7: WRITE by Apache-Spark/3.5"));
+        assert_eq!(commit("OPTIMIZE", "", false), None, "the same rows in other files");
+    }
+
+    #[test]
+    fn a_write_without_a_commit_info_or_by_tidegate_itself() {
+        let add = "{\"add\":{\"path\":\"x\",\"stats\":\"{\\\"dataChange\\\":false}\",\"dataChange\":true}}\n";
+        assert_eq!(parse(add).write.map(|w| w.to_string()).as_deref(), Some("version 7: a change without a name"));
+        let ours = format!("{add}{{\"commitInfo\":{{\"operation\":\"WRITE\",\"{NONCE}\":\"1-2\"}}}}");
+        assert_eq!(parse(&ours).write, None);
+        assert!(parse("{\"metaData\":{\"id\":\"x\"}}").changes_table);
+    }
+}

@@ -1,0 +1,115 @@
+//! What others did to a table since the last batch, and rows of a batch read back.
+
+use super::*;
+
+/// What somebody does with another library.
+async fn delete_rows(lake: &Lake, predicate: &str) {
+    let url = url::Url::from_directory_path(lake.path()).unwrap();
+    let table = deltalake::open_table(url).await.unwrap();
+    table.delete().with_predicate(predicate).await.unwrap();
+}
+
+fn bronze() -> TableDefinition {
+    let mut fields = stored_fields();
+    fields.push(Field::new("_batch_id", DataType::Int64, true));
+    TableDefinition { schema: Arc::new(Schema::new(fields)), watched: vec![], ..definition(WriteMode::Append) }
+}
+
+/// Rows of one batch, as bronze keeps them.
+fn of_batch(number: i64, rows: &[Row]) -> Change {
+    let plain = batch(rows);
+    let mut columns = plain.columns()[..7].to_vec();
+    columns.push(Arc::new(Int64Array::from(vec![number; rows.len()])));
+    Change::Rows(vec![RecordBatch::try_new(bronze().schema, columns).unwrap()])
+}
+
+async fn count_added(table: &mut Box<dyn Table>, batch: i64) -> usize {
+    table.added(&txn(batch), "_batch_id").await.unwrap().iter().map(RecordBatch::num_rows).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_is_read_back_whole_from_wherever_its_rows_were_moved_to() {
+    let lake = Lake::new();
+    let mut table = lake.open(bronze());
+    for number in 0..3 {
+        let rows = [row("a", number, 2 * number, 1), row("b", number, 2 * number + 1, 1)];
+        table.apply(of_batch(number, &rows), &txn(number)).await.unwrap();
+    }
+    table.observe(&txn(0).app_id).await.unwrap();
+    assert_eq!(count_added(&mut table, 2).await, 2);
+    let url = url::Url::from_directory_path(lake.path()).unwrap();
+    deltalake::open_table(url).await.unwrap().optimize().await.unwrap();
+    let mut table = lake.open(bronze());
+    assert!(table.observe(&txn(0).app_id).await.unwrap().foreign.is_empty(), "the same rows in one file");
+    let rows = table.added(&txn(2), "_batch_id").await.unwrap();
+    let offsets: Vec<i64> =
+        rows.iter().flat_map(|rows| rows["_offset"].as_primitive::<Int64Type>().values().to_vec()).collect();
+    assert_eq!(offsets, [4, 5]);
+    assert_eq!(rows[0].num_columns(), 8, "every column");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_whose_rows_may_have_been_changed_is_not_read_back() {
+    let lake = Lake::new();
+    let mut table = lake.open(bronze());
+    let rows = [row("a", 1, 0, 1), row("b", 1, 1, 1)];
+    table.apply(of_batch(0, &rows), &txn(0)).await.unwrap();
+    delete_rows(&lake, "order_id = 'a'").await;
+    let state = table.observe(&txn(0).app_id).await.unwrap();
+    let [write] = state.foreign.as_slice() else { panic!("{:?}", state.foreign) };
+    assert_eq!((write.version, write.operation.as_str(), write.rows), (2, "DELETE", Some(1)));
+    let error = table.added(&txn(0), "_batch_id").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.message().contains("changed by others since batch 0 (version 2: DELETE"), "{error}");
+
+    // Rows that carry another number than their batch are fewer than were written.
+    let lake = Lake::new();
+    let mut table = lake.open(bronze());
+    table.apply(of_batch(7, &rows), &txn(0)).await.unwrap();
+    let error = table.added(&txn(0), "_batch_id").await.unwrap_err();
+    assert!(error.message().contains("has 0 rows of batch 0, and 2 were written"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_changed_is_in_the_receipt_of_the_next_batch_and_only_there() {
+    for write in [WriteMode::Append, upsert()] {
+        let lake = Lake::new();
+        let mut table = lake.open(definition(write));
+        let rows = |n: i64| Change::Rows(vec![batch(&[row(&format!("k{n}"), n, n, 1)])]);
+        table.apply(rows(0), &txn(0)).await.unwrap();
+        table.observe(&txn(0).app_id).await.unwrap();
+        // In the middle of a run: nobody looks before the next batch is applied.
+        delete_rows(&lake, "order_id = 'k0'").await;
+        let receipt = table.apply(rows(1), &txn(1)).await.unwrap();
+        assert_eq!(receipt.foreign.iter().map(|write| write.version).collect::<Vec<_>>(), [2]);
+        // Between two runs.
+        delete_rows(&lake, "order_id = 'k1'").await;
+        let mut table = lake.open(table.definition().clone());
+        assert_eq!(table.observe(&txn(0).app_id).await.unwrap().foreign.len(), 1);
+        assert_eq!(table.apply(rows(2), &txn(2)).await.unwrap().foreign.len(), 1);
+        assert_eq!(table.apply(rows(3), &txn(3)).await.unwrap().foreign, []);
+        assert_eq!(lake.count().await, 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_a_table_would_refuse_are_found_before_anything_is_written() {
+    let lake = Lake::new();
+    let mut table = lake.open(definition(upsert()));
+    table.apply(Change::Rows(vec![batch(&[row("a", 1, 0, 1)])]), &txn(0)).await.unwrap();
+    // The pipeline file no longer says `not null`, the table still does.
+    let relaxed: Vec<Field> = stored_fields().into_iter().map(|field| field.with_nullable(true)).collect();
+    let mut table = lake.open(TableDefinition { schema: Arc::new(Schema::new(relaxed)), ..definition(upsert()) });
+    table.observe(&txn(0).app_id).await.unwrap();
+    let nulled = |delete: bool| {
+        let whole = batch(&[Row { delete, ..row("b", 2, 1, 1) }]);
+        let fields: Vec<Field> =
+            whole.schema().fields().iter().map(|field| field.as_ref().clone().with_nullable(true)).collect();
+        let mut columns = whole.columns().to_vec();
+        columns[0] = Arc::new(StringArray::from(vec![None::<&str>]));
+        Change::Rows(vec![RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap()])
+    };
+    assert_eq!(table.check(&nulled(false)).await.unwrap_err().kind(), ErrorKind::Data);
+    table.check(&nulled(true)).await.unwrap();
+    table.check(&Change::Rows(vec![batch(&[row("c", 3, 2, 1)])])).await.unwrap();
+}
