@@ -53,6 +53,9 @@ impl Kind {
     }
 }
 
+/// How often the head is looked for when what was listed is gone before it is read.
+const HEAD_LOOKS: u32 = 3;
+
 /// Whether a put created the object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Put {
@@ -212,15 +215,21 @@ impl CheckpointLog for ObjectLog {
     }
 
     async fn head(&self) -> Result<Head> {
-        let (plans, commits) = (self.newest(Kind::Offsets).await?, self.newest(Kind::Commits).await?);
-        let mut head = Head::default();
-        if let Some(&batch) = plans.last() {
-            head.plan = self.get_batch(Kind::Offsets, batch).await?;
+        // What was listed may be cleaned up before it is read, by a runner that is a hundred batches further: listed again.
+        for _ in 0..HEAD_LOOKS {
+            let (plans, commits) = (self.newest(Kind::Offsets).await?, self.newest(Kind::Commits).await?);
+            let mut head = Head::default();
+            if let Some(&batch) = plans.last() {
+                head.plan = self.get_batch(Kind::Offsets, batch).await?;
+            }
+            if let Some(&batch) = commits.last() {
+                head.commit = self.get_batch(Kind::Commits, batch).await?;
+            }
+            if head.plan.is_some() != plans.is_empty() && head.commit.is_some() != commits.is_empty() {
+                return Ok(head);
+            }
         }
-        if let Some(&batch) = commits.last() {
-            head.commit = self.get_batch(Kind::Commits, batch).await?;
-        }
-        Ok(head)
+        Err(vanished(&self.name(&Path::from(Kind::Offsets.folder()))))
     }
 
     async fn plan(&self, plan: &BatchPlan) -> Result<Claim> {

@@ -30,12 +30,6 @@
 //! - A sleep as long as 100 batches between a listing of the log and the reading of what it names: here the clean-up keeps
 //!   one batch and waits for such a reader. `Sabotage::PruneUnderReader` shows what happens without that assumption.
 //!
-//! # Where the model is ahead of the program
-//!
-//! After a runner has created a table, the model looks at the table's last batch again before it writes: a twin may have
-//! applied the batch between the creation and the load that follows. `DeltaLakeTable::attempt` does not look yet;
-//! `Sabotage::CreateWithoutCheck` is what it does, and shows the doubled rows.
-//!
 //! `TIDEGATE_MODEL=deep` searches further.
 
 mod facts;

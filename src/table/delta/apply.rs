@@ -40,8 +40,6 @@ struct Attempted {
 enum Failure {
     /// Nothing was committed, and trying again changes nothing.
     Refused(Error),
-    /// The table could not be created: it may be there all the same.
-    NotCreated(Error),
     Commit(Box<Attempted>),
 }
 
@@ -65,6 +63,9 @@ impl DeltaLakeTable {
         }
         let mut last = None;
         for attempt in 0..ATTEMPTS {
+            if self.handle.state().is_none() {
+                self.make().await?;
+            }
             let applied = self.applied(&txn.app_id).await?;
             if let Some(found) = applied.filter(|found| *found >= txn.batch) {
                 // Seen behind by this process, ahead now: somebody else has applied it.
@@ -82,13 +83,6 @@ impl DeltaLakeTable {
             match self.attempt(change, txn).await {
                 Ok((receipt, touched)) => return Ok(self.done(txn, receipt, touched)),
                 Err(Failure::Refused(error)) => return Err(error),
-                Err(Failure::NotCreated(error)) => {
-                    self.reload().await?;
-                    if self.handle.state().is_none() {
-                        return Err(error);
-                    }
-                    last = Some(error);
-                }
                 Err(Failure::Commit(attempted)) => match self.settle(*attempted, txn).await? {
                     Ok(receipt) => return Ok(receipt),
                     Err(error) => last = Some(error),
@@ -182,12 +176,7 @@ impl DeltaLakeTable {
     }
 
     async fn attempt(&mut self, change: &Change, txn: &Txn) -> Result<(Receipt, Vec<Distinct>), Failure> {
-        if self.handle.state().is_none() {
-            self.create().await?;
-        }
-        let Some(state) = self.handle.state() else {
-            return Err(Failure::NotCreated(Error::failed("the table disappeared")));
-        };
+        let Some(state) = self.handle.state() else { return Err(Error::failed("the table disappeared").into()) };
         let at = self.handle.location();
         check_writable(&self.definition, state, &at)?;
         let reconciled = reconcile(&self.definition, state, &at)?;
@@ -213,16 +202,19 @@ impl DeltaLakeTable {
         }
     }
 
-    async fn create(&mut self) -> Result<(), Failure> {
+    /// Makes the table, unless somebody else was first. A twin may even have applied the batch by now: what was known is
+    /// void, and the caller looks again before anything is written.
+    async fn make(&mut self) -> Result<()> {
         fail::hit(fail::CREATE)?;
         let schema = delta_schema(&self.definition)?;
         let made = create(&self.handle, &schema, &self.definition.partition_by, &self.definition.maker).await;
-        if let Err(cause) = made {
-            let what = format!("create table {}", self.definition.name);
-            return Err(Failure::NotCreated(self.handle.explain(cause, &what)));
+        self.reload().await?;
+        match made {
+            Err(cause) if self.handle.state().is_none() => {
+                Err(self.handle.explain(cause, &format!("create table {}", self.definition.name)))
+            }
+            _ => Ok(()),
         }
-        self.handle.load().await?;
-        Ok(())
     }
 
     async fn prepare(
