@@ -353,7 +353,7 @@ async fn acknowledged_offsets_are_in_the_consumer_group_even_if_the_run_ends_at_
     let started = std::time::Instant::now();
     source.acknowledge(&Offsets([(Partition::new("t", 0), 10)].into())).await;
     drop(source);
-    assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", cluster.bootstrap_servers()).set("group.id", "tidegate-test");
     let consumer: BaseConsumer = config.create().expect("consumer");
