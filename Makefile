@@ -39,6 +39,12 @@ test: ## Run every test, the ones against a real Kafka included where it can be 
 crash: ## SIGKILL at every fail point at every hit, crashes in recoveries, storage faults, two runners: everything (long)
 	TIDEGATE_CRASH=all cargo test $(TEST_FLAGS) --test it crash:: -- --nocapture --test-threads=1
 
+.PHONY: soak
+# How long `make soak` lasts, in minutes.
+MIN ?= 10
+soak: ## MIN=10 minutes of live traffic, kills, broker restarts, second runners and compaction; then the tables are compared
+	TIDEGATE_REQUIRE_KAFKA=1 TIDEGATE_SOAK_MINUTES=$(MIN) cargo test $(TEST_FLAGS) --test it e2e::soak -- --nocapture
+
 .PHONY: lint
 lint: ## Formatting and lints
 	cargo fmt --check

@@ -49,7 +49,7 @@ fn assert_equal(sandbox: &Sandbox, expected: &str, actual: &str) {
 }
 
 /// Live files of a table, from its log alone.
-fn live(table: &Path) -> BTreeSet<String> {
+pub(super) fn live(table: &Path) -> BTreeSet<String> {
     let mut live = BTreeSet::new();
     for version in 0..=lake::version(table).unwrap_or(-1) {
         let text = std::fs::read_to_string(table.join(format!("_delta_log/{version:020}.json"))).expect("a commit");

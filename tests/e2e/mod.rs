@@ -8,3 +8,4 @@ mod kafka_edges;
 mod kafka_losses;
 mod maintain;
 mod repair;
+mod soak;

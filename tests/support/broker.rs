@@ -3,6 +3,7 @@
 //! Where none can be started, tests that need it say so and pass, unless `CI=true` or `TIDEGATE_REQUIRE_KAFKA=1`. Every
 //! test that ran or was skipped is written down in the target folder, for `tests/kafka/summary.sh`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -18,9 +19,11 @@ use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::DeliveryResult;
+use rdkafka::message::{DeliveryResult, Message as _};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 use rdkafka::{Offset, TopicPartitionList};
+
+use super::oracle::Stored;
 
 /// One record as produced.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,6 +142,18 @@ impl OwnBroker {
         script("down", self.port, &self.dir, None).expect("a broker can be stopped");
     }
 
+    /// Kills it with SIGKILL; what it acknowledged is in the page cache, which outlives a process.
+    pub fn kill(&self) {
+        let pid = fs::read_to_string(self.dir.join("pid")).expect("the broker runs");
+        let status = Command::new("kill").args(["-KILL", pid.trim()]).status().expect("kill(1)");
+        assert!(status.success(), "no broker with pid {pid}");
+        let deadline = Instant::now() + PATIENCE;
+        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+            assert!(Instant::now() < deadline, "the broker survived SIGKILL");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Starts it again.
     pub fn up(&self) {
         script("up", self.port, &self.dir, self.advertise).expect("a broker can be started again");
@@ -156,9 +171,10 @@ impl Drop for OwnBroker {
     }
 }
 
-/// Counts what the broker refused.
+/// Counts what the broker refused, and how far it has taken what it was sent.
 struct Deliveries {
     failed: AtomicU64,
+    ends: Mutex<BTreeMap<i32, i64>>,
 }
 
 impl ClientContext for Deliveries {}
@@ -166,6 +182,11 @@ impl ClientContext for Deliveries {}
 impl ProducerContext for Deliveries {
     type DeliveryOpaque = ();
     fn delivery(&self, result: &DeliveryResult<'_>, _: ()) {
+        if let Ok(message) = result {
+            let mut ends = self.ends.lock().expect("nothing panics while it holds this");
+            let end = ends.entry(message.partition()).or_default();
+            *end = (*end).max(message.offset() + 1);
+        }
         if let Err((error, _)) = result {
             // Records of an aborted transaction that were still in the queue are purged: that is what was asked for.
             let purged = [RDKafkaErrorCode::PurgeQueue, RDKafkaErrorCode::PurgeInflight].map(Some);
@@ -262,6 +283,41 @@ impl Broker {
         producer
     }
 
+    /// Everything that a reader of committed records finds in a topic of so many partitions, each in its order.
+    pub fn read_back(&self, topic: &str, partitions: i32) -> Vec<Stored> {
+        let mut config = self.config();
+        config.set("group.id", "read-back").set("isolation.level", "read_committed");
+        let consumer: BaseConsumer = config.set("enable.partition.eof", "true").create().expect("a consumer");
+        let mut from = TopicPartitionList::new();
+        for partition in 0..partitions {
+            from.add_partition_offset(topic, partition, Offset::Beginning).expect("a valid offset");
+        }
+        consumer.assign(&from).expect("a valid assignment");
+        let (mut stored, mut open): (Vec<Stored>, BTreeSet<i32>) = (Vec::new(), (0..partitions).collect());
+        while !open.is_empty() {
+            match consumer.poll(PATIENCE).expect("the broker answers in time") {
+                Ok(message) => {
+                    let (partition, offset) = (message.partition(), message.offset());
+                    let record = Record {
+                        partition,
+                        key: message.key().map(<[u8]>::to_vec),
+                        value: message.payload().map(<[u8]>::to_vec),
+                        timestamp: message.timestamp().to_millis().expect("every record has one"),
+                    };
+                    stored.push(Stored { partition, offset, record });
+                }
+                Err(KafkaError::PartitionEOF(partition)) => drop(open.remove(&partition)),
+                Err(error) => panic!("cannot read {topic} back: {error}"),
+            }
+        }
+        stored
+    }
+
+    /// A producer that outlives restarts of the broker: nothing is lost, doubled or reordered within a partition.
+    pub fn stream(&self) -> Producer {
+        self.producer(None)
+    }
+
     fn producer(&self, transactional_id: Option<&str>) -> Producer {
         let mut config = self.config();
         config.set("enable.idempotence", "true").set("linger.ms", "20").set("batch.size", "1000000");
@@ -269,7 +325,7 @@ impl Broker {
         if let Some(id) = transactional_id {
             config.set("transactional.id", id);
         }
-        let context = Deliveries { failed: AtomicU64::new(0) };
+        let context = Deliveries { failed: AtomicU64::new(0), ends: Mutex::default() };
         Producer { inner: config.create_with_context(context).expect("a producer") }
     }
 }
@@ -295,6 +351,34 @@ impl Producer {
             }
         }
         self
+    }
+
+    /// The offset after the last record that the broker is known to have taken, by partition.
+    pub fn ends(&self) -> BTreeMap<i32, i64> {
+        self.inner.context().ends.lock().expect("nothing panics while it holds this").clone()
+    }
+
+    /// Sends a whole transaction up to its end, which is left to the caller. After a failure this producer is of no more
+    /// use: a new one of the same id settles what it left.
+    pub fn try_send(&self, topic: &str, records: impl IntoIterator<Item = Record>) -> Result<(), KafkaError> {
+        self.inner.begin_transaction()?;
+        for record in records {
+            let mut next = BaseRecord::<[u8], [u8]>::to(topic).partition(record.partition).timestamp(record.timestamp);
+            next.key = record.key.as_deref();
+            next.payload = record.value.as_deref();
+            self.inner.send(next).map_err(|(error, _)| error)?;
+        }
+        self.inner.flush(PATIENCE)
+    }
+
+    /// Commits; an error leaves open whether it was done.
+    pub fn try_commit(&self) -> Result<(), KafkaError> {
+        self.inner.commit_transaction(PATIENCE)
+    }
+
+    /// Aborts; an error means that somebody else will.
+    pub fn try_abort(&self) -> Result<(), KafkaError> {
+        self.inner.abort_transaction(PATIENCE)
     }
 
     /// Waits until the broker has everything.

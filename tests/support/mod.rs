@@ -9,6 +9,7 @@ pub mod orders;
 pub mod pipeline;
 pub mod proxy;
 pub mod sandbox;
+pub mod traffic;
 
 pub use sandbox::Sandbox;
 

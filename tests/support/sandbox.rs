@@ -154,6 +154,21 @@ impl Running {
         }
     }
 
+    /// Waits for its end, `patience` at most, then kills it with SIGKILL: an outcome in any case.
+    pub fn end(mut self, patience: Duration) -> Outcome {
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().expect("our own child") {
+                return self.outcome(status);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        // It may have ended by itself meanwhile.
+        self.child.kill().ok();
+        let status = self.child.wait().expect("our own child");
+        self.outcome(status)
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
