@@ -17,13 +17,13 @@ use serde_json::Value;
 use tidegate::fail;
 
 use super::maintain::live;
-use crate::support::broker::{OwnBroker, Producer, free_port};
+use crate::support::broker::{OwnBroker, Producer, Record, free_port};
 use crate::support::lake;
 use crate::support::oracle::{Tables, versions};
 use crate::support::orders::Orders;
 use crate::support::pipeline::{FILE, Pipeline};
 use crate::support::sandbox::{Outcome, Running};
-use crate::support::traffic::{Stop, assert_as_sent, stream, transactions};
+use crate::support::traffic::{Stop, Transaction, assert_as_sent, stream, transactions};
 use crate::support::{Sandbox, number, seed};
 
 const TOPIC: &str = "soak.v1";
@@ -74,6 +74,8 @@ impl Soak {
     fn note(&self, who: &'static str, outcome: &Outcome) {
         let end = match (outcome.status.signal(), outcome.status.code()) {
             (Some(9), _) => "killed".to_string(),
+            // Asked to stop before it could listen: then it has not done anything either.
+            (Some(15), _) if outcome.stderr.is_empty() => "killed by SIGTERM while it started".to_string(),
             (_, Some(code)) if ALLOWED.contains(&code) => {
                 let is_clear = outcome.stderr.contains("error: ") && outcome.stderr.contains("help: ");
                 assert!(code == 0 || is_clear, "{who}: no clear message\n{}", outcome.report());
@@ -94,7 +96,8 @@ impl Soak {
         let mut most = 0;
         while !self.stop.within(Duration::ZERO) {
             let orders = if random.random_bool(0.4) { noise(random) } else { String::new() };
-            let run = self.start(&arguments, &orders, random.random_bool(0.2));
+            let is_remote = !orders.is_empty() && random.random_bool(0.5);
+            let run = self.start(&arguments, &orders, is_remote);
             // A third dies while it recovers.
             let millis = if random.random_bool(0.3) { 200..1_000 } else { 1_000..8_000 };
             let patience = Duration::from_millis(random.random_range(millis));
@@ -228,85 +231,121 @@ fn merges(table: &std::path::Path) -> usize {
     commits.filter(|is_merge| *is_merge).count()
 }
 
+/// What the minutes brought.
+struct Brought {
+    plain: Vec<Record>,
+    marked: Vec<Transaction>,
+    /// Clean restarts of the broker, and kills.
+    restarts: [u64; 2],
+    lag: i64,
+}
+
+impl Soak {
+    fn new() -> Option<Soak> {
+        let broker = OwnBroker::start("soak", free_port(15), None)?;
+        broker.broker.create_topic(TOPIC, PARTITIONS as i32, &[]);
+        let sandbox = Sandbox::new("soak");
+        let pipeline = Pipeline { brokers: &broker.broker.address, topic: TOPIC, max_rows: Some(MAX_ROWS) };
+        pipeline.write(&sandbox);
+        let maintained = "version: 1\nmaintain: {compact: auto, target_size: 4MB}\n";
+        sandbox.write(FILE, &pipeline.yaml().replace("version: 1\n", maintained));
+        let (ends, replays, second_looks) = (Mutex::default(), AtomicU64::new(0), AtomicU64::new(0));
+        Some(Soak { sandbox, broker, stop: Stop::default(), ends, replays, second_looks })
+    }
+
+    /// Everything at once, for so long. Afterwards nobody is at work, the broker is up, and it has all that was sent.
+    fn go_on(&self, seed: u64, minutes: u64, rate: u64) -> Brought {
+        let random = |salt: u64| ChaCha8Rng::seed_from_u64(seed ^ (salt << 32));
+        let orders = |salt: u64| Orders::new(seed ^ salt, minutes * 60 * rate, PARTITIONS);
+        let (broker, producer, no_more) = (&self.broker.broker, self.broker.broker.stream(), Stop::default());
+        std::thread::scope(|scope| {
+            let plain = scope.spawn(|| stream(&producer, TOPIC, orders(0), rate, &no_more));
+            let marked = scope.spawn(|| transactions(broker, TOPIC, orders(1), &mut random(1), &no_more));
+            let lag = scope.spawn(|| self.supervise(&producer, &mut random(2)));
+            let restarts = scope.spawn(|| self.restart(&mut random(3)));
+            scope.spawn(|| self.intrude(&mut random(4)));
+            scope.spawn(|| self.maintain(&mut random(5)));
+            self.stop.within(Duration::from_secs(60 * minutes));
+            self.stop.set();
+            // The producers need the broker, which is up again when its thread is done.
+            let restarts = restarts.join();
+            no_more.set();
+            Brought {
+                plain: plain.join().expect("producing goes well"),
+                marked: marked.join().expect("transactions go on"),
+                restarts: restarts.expect("a broker restarts"),
+                lag: lag.join().expect("every run ends as it may"),
+            }
+        })
+    }
+
+    fn tell(&self, brought: &Brought, minutes: f64) {
+        let Brought { plain, restarts, lag, .. } = brought;
+        println!("{minutes:.1} minutes, {} records sent outside transactions", plain.len());
+        println!("broker: {} clean restarts, {} kills", restarts[0], restarts[1]);
+        for ((who, end), count) in &*self.ends.lock().expect("nothing panics while it holds this") {
+            println!("  {who}: {count} × {end}");
+        }
+        let (replays, looks) = (self.replays.load(Ordering::Relaxed), self.second_looks.load(Ordering::Relaxed));
+        let batches = batches_done(&self.sandbox);
+        println!(
+            "{batches} batches, {replays} finished by a later run, {looks} second looks, largest lag {lag} offsets"
+        );
+        for name in versions(&self.lake()).keys() {
+            let table = self.lake().join(name);
+            let (version, files) = (lake::version(&table).unwrap_or(-1), live(&table).len());
+            println!("  {name}: version {version}, {} merges, {files} live files", merges(&table));
+        }
+    }
+
+    /// Requires that a further run finds nothing to do, and that the checkpoint is whole.
+    fn nothing_left(&self) {
+        let before = versions(&self.lake());
+        let idle = self.sandbox.drain(FILE).success();
+        assert_eq!(idle.json()["status"], "no_data", "{}", idle.report());
+        assert_eq!(versions(&self.lake()), before, "a run with nothing to do committed something\n{}", idle.report());
+        self.sandbox.tidegate(&["checkpoint", "verify", FILE, "--output", "json"]).run().success();
+    }
+
+    /// Now that nobody is at work: deletes what the tables do not name; what they name must stay.
+    fn tidy(&self) {
+        let arguments = ["vacuum", FILE, "--retain", "0s", "--force", "--yes", "--output", "json"];
+        let vacuum = self.sandbox.tidegate(&arguments).run().success().json();
+        let tables = vacuum["tables"].as_array().into_iter().flatten();
+        let deleted: u64 = tables.filter_map(|table| table["expired"].as_u64()).sum();
+        println!("vacuum: {deleted} files that the tables no longer name");
+        assert!(deleted > 0, "nothing was ever replaced: the soak was too tame");
+    }
+}
+
 #[test]
 fn after_minutes_of_everything_at_once_no_row_is_lost_doubled_or_changed() {
     let Some(minutes) = number("TIDEGATE_SOAK_MINUTES").filter(|minutes| *minutes > 0) else {
         println!("soak: not asked for; `make soak MIN=10` runs it");
         return;
     };
-    let rate = number("TIDEGATE_SOAK_RATE").unwrap_or(1_500);
-    let seed = seed();
+    let (seed, rate) = (seed(), number("TIDEGATE_SOAK_RATE").unwrap_or(1_500));
     println!("TIDEGATE_SEED={seed} TIDEGATE_SOAK_MINUTES={minutes} TIDEGATE_SOAK_RATE={rate}");
-    let Some(broker) = OwnBroker::start("soak", free_port(15), None) else { return };
-    broker.broker.create_topic(TOPIC, i32::try_from(PARTITIONS).expect("few"), &[]);
-    let sandbox = Sandbox::new("soak");
-    let pipeline = Pipeline { brokers: &broker.broker.address, topic: TOPIC, max_rows: Some(MAX_ROWS) };
-    pipeline.write(&sandbox);
-    let maintained = "version: 1\nmaintain: {compact: auto, target_size: 4MB}\n";
-    sandbox.write(FILE, &pipeline.yaml().replace("version: 1\n", maintained));
-    let (ends, replays, second_looks) = (Mutex::default(), AtomicU64::new(0), AtomicU64::new(0));
-    let soak = Soak { sandbox, broker, stop: Stop::default(), ends, replays, second_looks };
-
-    let random = |salt: u64| ChaCha8Rng::seed_from_u64(seed ^ (salt << 32));
-    let orders = |salt: u64| Orders::new(seed ^ salt, minutes * 60 * rate, PARTITIONS);
-    let (started, producer) = (Instant::now(), soak.broker.broker.stream());
-    let (no_more, soak) = (Stop::default(), &soak);
-    let (plain, marked, restarts, lag) = std::thread::scope(|scope| {
-        let plain = scope.spawn(|| stream(&producer, TOPIC, orders(0), rate, &no_more));
-        let marked = scope.spawn(|| transactions(&soak.broker.broker, TOPIC, orders(1), &mut random(1), &no_more));
-        let lag = scope.spawn(|| soak.supervise(&producer, &mut random(2)));
-        let restarts = scope.spawn(|| soak.restart(&mut random(3)));
-        scope.spawn(|| soak.intrude(&mut random(4)));
-        scope.spawn(|| soak.maintain(&mut random(5)));
-        soak.stop.within(Duration::from_secs(60 * minutes));
-        soak.stop.set();
-        // The producers need the broker, which is up again when its thread is done.
-        let restarts = restarts.join();
-        no_more.set();
-        (plain.join(), marked.join(), restarts.expect("a broker restarts"), lag.join())
-    });
-    let (plain, marked) = (plain.expect("producing goes well"), marked.expect("transactions go on"));
-    let lag = lag.expect("every run ends as it may");
+    let Some(soak) = Soak::new() else { return };
+    let started = Instant::now();
+    let brought = soak.go_on(seed, minutes, rate);
     let took = started.elapsed();
-
     let drain = soak.sandbox.drain(FILE).success();
     soak.note("run", &drain);
-    let found = soak.broker.broker.read_back(TOPIC, i32::try_from(PARTITIONS).expect("few"));
-    let (transactions, unknown_kept) = assert_as_sent(&plain, &marked, &found);
+    soak.tell(&brought, took.as_secs_f64() / 60.0);
+
+    let found = soak.broker.broker.read_back(TOPIC, PARTITIONS as i32);
+    let (ends, unknown_kept) = assert_as_sent(&brought.plain, &brought.marked, &found);
+    println!(
+        "transactions {ends:?}, {unknown_kept} of the unknown were committed; {} records in the topic",
+        found.len()
+    );
     let expected = Tables::expected(TOPIC, &found);
     expected.assert_in(&soak.lake());
-    let before = versions(&soak.lake());
-    let idle = soak.sandbox.drain(FILE).success();
-    assert_eq!(idle.json()["status"], "no_data", "{}", idle.report());
-    assert_eq!(versions(&soak.lake()), before, "a run with nothing to do committed something\n{}", idle.report());
-    let verify = ["checkpoint", "verify", FILE, "--output", "json"];
-    soak.sandbox.tidegate(&verify).run().success();
-
-    println!("{:.1} minutes, {} records sent, {} in the topic", took.as_secs_f64() / 60.0, plain.len(), found.len());
-    println!("transactions {transactions:?}, {unknown_kept} of the unknown were committed");
-    println!("broker: {} clean restarts, {} kills", restarts[0], restarts[1]);
-    for ((who, end), count) in &*soak.ends.lock().expect("nothing panics while it holds this") {
-        println!("  {who}: {count} × {end}");
-    }
-    let batches = batches_done(&soak.sandbox);
-    let (replays, looks) = (soak.replays.load(Ordering::Relaxed), soak.second_looks.load(Ordering::Relaxed));
-    println!("{batches} batches, {replays} finished by a later run, {looks} second looks, largest lag {lag} offsets");
-    for name in before.keys() {
-        let table = soak.lake().join(name);
-        let (version, files) = (lake::version(&table).unwrap_or(-1), live(&table).len());
-        println!("  {name}: version {version}, {} merges, {files} live files", merges(&table));
-    }
-
-    // Now that nobody is at work, what the tables do not name goes; what they name must still be there.
-    let vacuum = ["vacuum", FILE, "--retain", "0s", "--force", "--yes", "--output", "json"];
-    let vacuum = soak.sandbox.tidegate(&vacuum).run().success().json();
-    let deleted = |kind: &str| -> u64 {
-        let tables = vacuum["tables"].as_array().into_iter().flatten();
-        tables.filter_map(|table| table[kind].as_u64()).sum()
-    };
-    println!("vacuum: {} files taken out, {} never committed", deleted("expired"), deleted("orphans"));
+    soak.nothing_left();
+    soak.tidy();
     expected.assert_in(&soak.lake());
-    soak.sandbox.tidegate(&verify).run().success();
+    soak.nothing_left();
     println!(
         "soak: {} bronze, {} silver, {} gold, {} dead letters; 0 rows lost, doubled or changed",
         expected.bronze.len(),

@@ -34,6 +34,10 @@ fn meaning() -> BTreeMap<String, String> {
     NAMES[..TABLES].iter().map(|name| (name.to_string(), "as ever".to_string())).collect()
 }
 
+fn by_source(ranges: OffsetRanges) -> BTreeMap<String, OffsetRanges> {
+    BTreeMap::from([(SOURCE.to_string(), ranges)])
+}
+
 /// The attempt goes into the owner's pid: the way back needs it.
 fn batch_plan(plan: Plan) -> BatchPlan {
     BatchPlan {
@@ -41,9 +45,9 @@ fn batch_plan(plan: Plan) -> BatchPlan {
         batch: plan.batch.into(),
         pipeline: PIPELINE.into(),
         batch_time: DateTime::UNIX_EPOCH,
-        sources: BTreeMap::from([(SOURCE.to_string(), ranges(plan))]),
+        sources: by_source(ranges(if plan.is_move { Plan { from: plan.until, ..plan } } else { plan })),
         skipped: BTreeMap::new(),
-        moved: BTreeMap::new(),
+        moved: if plan.is_move { by_source(ranges(plan)) } else { BTreeMap::new() },
         lost: BTreeMap::new(),
         incarnations: BTreeMap::new(),
         watermarks: BTreeMap::new(),
@@ -58,10 +62,14 @@ fn plan_of(plan: &BatchPlan) -> Plan {
     let start = |ranges: &OffsetRanges| Offsets(ranges.0.iter().map(|(p, r)| (p.clone(), r.from)).collect());
     Plan {
         batch: plan.batch as u8,
-        from: plan.sources.get(SOURCE).map(|ranges| position(&start(ranges))).unwrap_or_default(),
+        from: if plan.is_move() { &plan.moved } else { &plan.sources }
+            .get(SOURCE)
+            .map(|ranges| position(&start(ranges)))
+            .unwrap_or_default(),
         until: plan.until().get(SOURCE).map(position).unwrap_or_default(),
         run: plan.owner.run_id.parse().unwrap_or_default(),
         look: plan.owner.pid as u8,
+        is_move: plan.is_move(),
     }
 }
 
@@ -126,8 +134,9 @@ pub fn decide(plan: Option<Plan>, commit: Option<Record>, seen: &[Seen; TABLES +
 
 /// The position after a plan, by the production rule; a gap or an overlap is a broken law.
 pub fn advance(at: Position, plan: Plan) -> Result<Position, Broken> {
-    let next = offsets(at).advance(&ranges(plan));
-    next.map(|next| position(&next)).map_err(|why| Broken(format!("batch {} does not continue: {why}", plan.batch)))
+    let next = batch_plan(plan).advance(&BTreeMap::from([(SOURCE.to_string(), offsets(at))]));
+    next.map(|next| next.get(SOURCE).map(position).unwrap_or_default())
+        .map_err(|why| Broken(format!("batch {} does not continue: {why}", plan.batch)))
 }
 
 /// The end of the next batch: one row per partition that has any, by the production rule for limits.

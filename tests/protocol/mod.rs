@@ -7,25 +7,30 @@
 //!   deletes, look at the log again, record the first offsets, plan, per table refresh / create / load / commit / find out
 //!   whether a commit landed, commit record, clean-up, acknowledgement. The decision after an observation is the
 //!   production [`recover`](tidegate::model::recover::recover) on real `Facts`; positions move by the production
-//!   `Offsets::advance`, ranges are cut by the production `OffsetRanges::prorate` (`facts`).
-//! - **Storage** (`world`): put-if-absent objects, Delta tables as versions with compare-and-swap and a transaction id, an
-//!   append, an upsert with its memory of deletes, dead letters last.
+//!   `BatchPlan::advance`, ranges are cut by the production `OffsetRanges::prorate` (`facts`).
+//! - **Storage** (`world`): put-if-absent objects, Delta tables as versions with compare-and-swap and a transaction id, two
+//!   appends (dead letters first: what bronze is given back from does not hold them), an upsert with its memory of deletes.
 //! - **Trouble** (`search`): a process dies before any I/O; a reply is lost; a request is lost; a request is believed lost
 //!   and lands later, its sender dead or not (object stores do that); a client library sends a put twice and meets its own
-//!   object; maintenance commits to a table; rows arrive at any moment; a second process works or sleeps anywhere, with no
-//!   lock between the two (another host).
+//!   object; maintenance commits to a table; rows arrive at any moment, and the source lets them go at any moment; somebody
+//!   moves the position back to the first one; a second process works or sleeps anywhere, with no lock between the two
+//!   (another host).
 //! - **Laws**, checked after every action: each table is exactly the rows up to the batch it carries (appends as multisets,
 //!   upserts by key, from an oracle that knows rows and ranges only); none ahead of its plan; none behind a commit record;
-//!   a plan starts where the last commit ended; ids dense, offsets monotone, records immutable; two plans of one id never
-//!   both take effect; no run halts; from every content of storage a new run, alone, finishes with every row in, and every
-//!   process under way ends. All of them hold with late requests, too.
+//!   a plan starts where the last commit ended; ids dense, offsets monotone but for a move, records immutable; two plans of
+//!   one id never both take effect; no run halts; from every content of storage a new run, alone, finishes with every row
+//!   in, and every process under way ends. All of them hold with late requests, too. Where the source has let rows go a run
+//!   may stop, but never over a batch that bronze holds.
 //! - **Sabotages** (`sabotage`): the same walk with one deliberate bug each. Every one must break a law.
 //!
 //! # What is not
 //!
 //! - That a put is atomic and durable, and a listing complete: the contract suites and the crash tests are about that.
-//! - Rows to files: a table commit changes rows as the transform says. Reading a planned range is no action: it never
-//!   changes. The tables are looked at one after the other; recovery judges each by itself, so their order is no matter.
+//! - Rows to files: a table commit changes rows as the transform says, and what is read back from bronze is what bronze
+//!   was given. Reading a planned range is no action: it never changes, and what the source has let go counts when the batch
+//!   is taken up. The tables are looked at one after the other; recovery judges each by itself, so their order is no matter.
+//! - Tables that are shaped late and may set rows aside: with them the dead letters come last, and a batch that the source
+//!   let go may not be finished. `on_data_loss: skip`. More than one move, or one to elsewhere than the first position.
 //! - A failing read: it ends the run, as a crash does. Refresh tables: they are recomputed from what the model has.
 //! - A sleep as long as 100 batches between a listing of the log and the reading of what it names: here the clean-up keeps
 //!   one batch and waits for such a reader. `Sabotage::PruneUnderReader` shows what happens without that assumption.
@@ -43,7 +48,8 @@ use std::time::Instant;
 use sabotage::Sabotage;
 use search::{Budget, Report, Scenario, search, sights};
 
-const CALM: Budget = Budget { starts: 1, crashes: 0, lost: 0, delayed: 0, compactions: 0, rows: 0 };
+const CALM: Budget =
+    Budget { starts: 1, crashes: 0, lost: 0, delayed: 0, compactions: 0, rows: 0, expiries: 0, moves: 0 };
 
 /// One host: the lock file keeps a second process out.
 fn alone(name: &'static str, budget: Budget) -> Scenario {
@@ -69,6 +75,10 @@ fn scenarios() -> Vec<Scenario> {
         alone("a crash and a late request", Budget { starts: 3, crashes: 1, delayed: 1, rows: 3, ..CALM }),
         twins("twins and a crash", Budget { starts: 3, crashes: 1, rows: 1, ..CALM }),
         twins("twins and a late request", Budget { starts: 2, delayed: 1, rows: 1, ..CALM }),
+        alone("crashes and retention", Budget { starts: 3, crashes: 2, rows: 4, expiries: 1, ..CALM }),
+        alone("a rewind", Budget { starts: 2, crashes: 1, rows: 2, moves: 1, ..CALM }),
+        alone("a rewind and a lost reply", Budget { starts: 2, lost: 1, rows: 2, moves: 1, ..CALM }),
+        twins("a rewind beside a run", Budget { starts: 1, crashes: 1, rows: 1, moves: 1, ..CALM }),
     ]
 }
 
@@ -83,6 +93,15 @@ fn deep_scenarios() -> Vec<Scenario> {
         twins("twins and maintenance, two rows", Budget { starts: 2, compactions: 1, rows: 2, ..CALM }),
         twins("twins and a lost reply, two rows", Budget { starts: 2, lost: 1, rows: 2, ..CALM }),
         twins("twins and a crash, two rows", Budget { starts: 3, crashes: 1, rows: 2, ..CALM }),
+        alone(
+            "crashes, a lost reply, retention",
+            Budget { starts: 3, crashes: 2, lost: 1, rows: 4, expiries: 1, ..CALM },
+        ),
+        alone(
+            "a rewind, crashes, a late request",
+            Budget { starts: 3, crashes: 2, delayed: 1, rows: 2, moves: 1, ..CALM },
+        ),
+        twins("a rewind beside runs", Budget { starts: 2, rows: 2, moves: 1, ..CALM }),
         twins("twins and a late request, two rows", Budget { starts: 2, delayed: 1, rows: 2, ..CALM }),
     ]
 }

@@ -28,6 +28,8 @@ pub enum Sabotage {
     NothingToWriteNoTxn,
     OffsetsFromEnds,
     GoOnAfterUnknown,
+    DeadLettersLast,
+    MoveWithoutTrim,
 }
 
 impl Sabotage {
@@ -58,5 +60,7 @@ impl Sabotage {
         (Sabotage::NothingToWriteNoTxn, "no table commit where a batch changes nothing"),
         (Sabotage::OffsetsFromEnds, "the commit record says the end of the source"),
         (Sabotage::GoOnAfterUnknown, "take a lost reply for success"),
+        (Sabotage::DeadLettersLast, "dead letters after the tables"),
+        (Sabotage::MoveWithoutTrim, "move a position back and keep the rows that are read again"),
     ];
 }

@@ -2,12 +2,14 @@
 
 use super::sabotage::Sabotage;
 
-/// Bronze appends, silver upserts, the dead letters append; the last one is silver's memory of deletes.
+/// In the order of the walk: the dead letters append, bronze appends, silver upserts; the last one is silver's memory of
+/// deletes.
 pub const TABLES: usize = 3;
-pub const SILVER: usize = 1;
-pub const DEAD_LETTERS: usize = 2;
+pub const DEAD_LETTERS: usize = 0;
+pub const BRONZE: usize = 1;
+pub const SILVER: usize = 2;
 pub const MEMORY: usize = 3;
-pub const NAMES: [&str; 4] = ["bronze", "silver", "dead letters", "memory of deletes"];
+pub const NAMES: [&str; 4] = ["dead letters", "bronze", "silver", "memory of deletes"];
 
 pub const PARTITIONS: usize = 2;
 /// Rows per partition.
@@ -59,6 +61,8 @@ pub struct Plan {
     pub until: Position,
     pub run: u8,
     pub look: u8,
+    /// It reads nothing and moves the position back, from `from` to `until`.
+    pub is_move: bool,
 }
 
 /// A commit record.
@@ -79,8 +83,6 @@ pub type Cells = [u8; BATCHES];
 pub struct Table {
     pub version: Option<u8>,
     pub applied: Option<u8>,
-    /// The version that carries `applied`.
-    pub carrier: u8,
     /// Which attempt carries each batch; 0 = none.
     pub nonces: [u8; BATCHES],
     pub cells: Cells,
@@ -124,6 +126,8 @@ fn broken<T>(why: impl Into<String>) -> Result<T, Broken> {
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Storage {
     pub produced: u8,
+    /// The first rows that the source still has.
+    pub earliest: Position,
     pub start: Option<Position>,
     pub plans: [Option<Plan>; BATCHES],
     pub commits: [Option<Record>; BATCHES],
@@ -200,23 +204,37 @@ impl Storage {
                 self.tables[table].version = Some(0);
             }
             Put::Write { table, base, plan, remembered, nonce } => {
-                let fits = self.tables[table].version == Some(base) || self.may_follow(table, base);
+                let fits = self.tables[table].version == Some(base);
                 if !fits && sabotage != Some(Sabotage::NoFencing) {
                     return Ok(Answer::Existed);
                 }
-                self.write(table, plan, &remembered, nonce)?;
+                self.write(table, plan, &remembered, nonce, sabotage)?;
             }
         }
         self.check()?;
         Ok(Answer::Done)
     }
 
-    /// Appends may land behind other people's commits; Delta refuses only one of the same application id.
-    fn may_follow(&self, table: usize, base: u8) -> bool {
-        matches!(table, 0 | DEAD_LETTERS) && self.tables[table].carrier <= base
+    /// Whether the source has let go of rows of a range.
+    pub fn has_lost(&self, from: Position, until: Position) -> bool {
+        (0..PARTITIONS).any(|partition| from[partition] < until[partition].min(self.earliest[partition]))
     }
 
-    fn write(&mut self, table: usize, plan: Plan, remembered: &Cells, nonce: u8) -> Result<(), Broken> {
+    /// Whether a batch is begun that can be finished without the source: bronze has it, and so must the dead letters.
+    pub fn is_pending_in_bronze(&self) -> bool {
+        let done = self.history.done.map(|record| record.batch);
+        let planned = self.history.planned;
+        planned > done && planned.is_some() && self.tables[BRONZE].applied == planned
+    }
+
+    fn write(
+        &mut self,
+        table: usize,
+        plan: Plan,
+        remembered: &Cells,
+        nonce: u8,
+        sabotage: Option<Sabotage>,
+    ) -> Result<(), Broken> {
         match &mut self.history.effective[usize::from(plan.batch)] {
             Some(was) if *was != plan => {
                 return broken(format!("two different plans of batch {} took effect", plan.batch));
@@ -224,9 +242,16 @@ impl Storage {
             slot => *slot = Some(plan),
         }
         let into = &mut self.tables[table];
+        let trims = plan.is_move && matches!(table, BRONZE | DEAD_LETTERS);
+        if trims && sabotage != Some(Sabotage::MoveWithoutTrim) {
+            // What is going to be read again.
+            for (place, _) in rows(plan.until, plan.from) {
+                into.cells[place] = 0;
+            }
+        }
         for (place, row) in rows(plan.from, plan.until) {
             match (table, row) {
-                (0, Row::Put(..) | Row::Delete(..)) | (DEAD_LETTERS, Row::Bad) => {
+                (BRONZE, Row::Put(..) | Row::Delete(..)) | (DEAD_LETTERS, Row::Bad) => {
                     into.cells[place] = into.cells[place].saturating_add(1);
                 }
                 (MEMORY, Row::Delete(key, rank)) => into.cells[key] = into.cells[key].max(rank),
@@ -245,7 +270,6 @@ impl Storage {
         into.version = Some(version);
         into.nonces[usize::from(plan.batch)] = nonce;
         into.applied = Some(plan.batch);
-        into.carrier = version;
         Ok(())
     }
 
@@ -282,7 +306,8 @@ impl Storage {
         if record.batch != before.batch + 1 {
             return broken(format!("commit record {} follows {}", record.batch, before.batch));
         }
-        if (0..PARTITIONS).any(|partition| record.until[partition] < before.until[partition]) {
+        let is_move = self.history.effective[usize::from(record.batch)].is_some_and(|plan| plan.is_move);
+        if !is_move && (0..PARTITIONS).any(|partition| record.until[partition] < before.until[partition]) {
             return broken(format!("progress went back from {:?} to {:?}", before.until, record.until));
         }
         self.history.done = Some(record);
@@ -303,7 +328,12 @@ impl Storage {
                 return broken(format!("batch {} is called done, but {name} holds {applied:?}", record.batch));
             }
             let from = start.unwrap_or_default();
-            let until = applied.and_then(|batch| effective[usize::from(batch)]).map_or(from, |plan| plan.until);
+            let mut until = applied.and_then(|batch| effective[usize::from(batch)]).map_or(from, |plan| plan.until);
+            if table == SILVER {
+                // What was read once stays, for a row that is read again meets itself.
+                let all = effective.iter().flatten().filter(|plan| Some(plan.batch) <= applied);
+                until = all.fold(from, |far, plan| std::array::from_fn(|p| far[p].max(plan.until[p])));
+            }
             let expected = prefix(table, from, until);
             let found = self.tables[table].cells;
             if found != expected {
@@ -339,7 +369,7 @@ fn prefix(table: usize, from: Position, until: Position) -> Cells {
     let mut newest = [0; BATCHES];
     for (place, row) in rows(from, until) {
         match (table, row) {
-            (0, Row::Put(..) | Row::Delete(..)) | (DEAD_LETTERS, Row::Bad) => cells[place] = 1,
+            (BRONZE, Row::Put(..) | Row::Delete(..)) | (DEAD_LETTERS, Row::Bad) => cells[place] = 1,
             (SILVER, Row::Put(key, rank)) if rank > newest[key] => (newest[key], cells[key]) = (rank, rank),
             (SILVER, Row::Delete(key, rank)) if rank > newest[key] => (newest[key], cells[key]) = (rank, 0),
             _ => {}

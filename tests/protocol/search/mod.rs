@@ -27,6 +27,10 @@ pub struct Budget {
     pub compactions: u8,
     /// Rows produced while the search runs.
     pub rows: u8,
+    /// How often the source lets go of all rows that it has.
+    pub expiries: u8,
+    /// Processes that move the position back to the first one.
+    pub moves: u8,
 }
 
 /// One search.
@@ -50,6 +54,8 @@ pub enum Action {
     Lands,
     Produce,
     Compact(usize),
+    Expire,
+    Move(usize),
 }
 
 /// Everything: storage, processes, and what the adversary may still do.
@@ -117,6 +123,12 @@ impl World {
         if let (true, Some(free)) = (self.left.starts > 0, slots.iter().position(Option::is_none)) {
             actions.push(Action::Start(free));
         }
+        if let (true, Some(free)) = (self.left.moves > 0, slots.iter().position(Option::is_none)) {
+            actions.push(Action::Move(free));
+        }
+        if self.left.expiries > 0 && self.storage.earliest != ends(self.storage.produced) {
+            actions.push(Action::Expire);
+        }
         for (slot, runner) in slots.iter().enumerate() {
             let Some(runner) = runner else { continue };
             // Keeping 100 batches means that nobody sleeps that long between a listing and a reading. Here one is kept.
@@ -159,8 +171,17 @@ impl World {
         match action {
             Action::Start(slot) => {
                 self.left.starts -= 1;
-                self.runners[slot] = Some(Runner::start(self.started, sabotage));
+                self.runners[slot] = Some(Runner::start(self.started, false, sabotage));
                 self.started += 1;
+            }
+            Action::Move(slot) => {
+                self.left.moves -= 1;
+                self.runners[slot] = Some(Runner::start(self.started, true, sabotage));
+                self.started += 1;
+            }
+            Action::Expire => {
+                self.left.expiries -= 1;
+                self.storage.earliest = ends(self.storage.produced);
             }
             Action::Crash(slot) => {
                 self.left.crashes -= 1;
@@ -241,7 +262,7 @@ impl World {
         let mut alone = Alone::default();
         if world.runners[slot].is_none() {
             world.runners = [None, None];
-            world.runners[slot] = Some(Runner::start(world.started, sabotage));
+            world.runners[slot] = Some(Runner::start(world.started, false, sabotage));
             alone.is_new = true;
         }
         while alone.steps < PATIENCE {
@@ -266,6 +287,7 @@ impl World {
                         false => Err(Broken(format!("a run alone ended at {at:?}, there is data up to {end:?}"))),
                     };
                 }
+                Some(Exit::Lost) if !world.storage.is_pending_in_bronze() => return Ok(alone),
                 Some(exit) => return Err(Broken(format!("a run alone, without trouble, ended as {exit:?}"))),
             }
         }

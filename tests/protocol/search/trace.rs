@@ -57,6 +57,8 @@ fn say(world: &World, action: Action) -> String {
         Action::Delayed(slot) => format!("{} … no reply, the request is still on its way", io(slot)),
         Action::Lands => "the late request lands".to_string(),
         Action::Produce => "a row is produced".to_string(),
+        Action::Expire => "the source lets go of all rows so far".to_string(),
+        Action::Move(_) => format!("run {} starts to move the position back", world.started),
         Action::Compact(table) => format!("{} is compacted", NAMES[table]),
     }
 }

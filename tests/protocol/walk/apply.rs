@@ -2,7 +2,7 @@
 
 use super::super::facts::{self, Next};
 use super::super::sabotage::Sabotage;
-use super::super::world::{Cells, DEAD_LETTERS, MEMORY, Plan, Row, SILVER, TABLES, rows, winners};
+use super::super::world::{BRONZE, Cells, DEAD_LETTERS, MEMORY, Plan, Row, SILVER, TABLES, rows, winners};
 use super::{ATTEMPTS, After, Exit, Io, Kind, Runner, Seen, Sight, Step, Stepped, Trouble, landed};
 
 impl Runner {
@@ -12,34 +12,51 @@ impl Runner {
             facts::advance(self.at, plan)?;
         }
         self.plan = Some(plan);
+        if !plan.is_move && step.storage.has_lost(plan.from, plan.until) {
+            // What the source let go is read back from bronze; what was set aside, bronze never had.
+            let carries = |table: usize| self.seen[table].applied.is_some_and(|applied| applied >= plan.batch);
+            if !carries(DEAD_LETTERS) || !carries(BRONZE) {
+                step.saw(Sight::Lost);
+                return Ok(After::Ends(Exit::Lost));
+            }
+            step.saw(Sight::FromBronze);
+        }
         match step.is(Sabotage::CommitBeforeApply) {
             true => self.at(Io::PutCommit),
             false => self.turn(0, step),
         }
     }
 
-    pub(super) fn turn(mut self, table: usize, step: &mut Step) -> Stepped {
+    /// The table whose turn comes after this one's.
+    pub(super) fn after(self, table: usize, step: &mut Step) -> Stepped {
+        let place = if step.is(Sabotage::DeadLettersLast) { (table + TABLES - 1) % TABLES } else { table };
+        self.turn(place + 1, step)
+    }
+
+    /// The table in this place of the walk.
+    pub(super) fn turn(mut self, place: usize, step: &mut Step) -> Stepped {
         let Some(plan) = self.plan else { return Ok(After::Ends(Exit::Failed)) };
-        if table == 1 && step.is(Sabotage::PlanAfterFirstTable) && matches!(self.next, Some(Next::New(_))) {
+        if place == 1 && step.is(Sabotage::PlanAfterFirstTable) && matches!(self.next, Some(Next::New(_))) {
             self.next = None;
             return self.at(Io::PutPlan);
         }
-        if table == TABLES {
+        if place == TABLES {
             return match step.is(Sabotage::CommitBeforeApply) {
                 true => self.finished(step),
                 false => self.at(Io::PutCommit),
             };
         }
+        let table = if step.is(Sabotage::DeadLettersLast) { (place + 1) % TABLES } else { place };
         let carries = self.seen[table].applied.is_some_and(|applied| applied >= plan.batch);
         if carries && !skips_check(table, step) {
             step.saw(Sight::AlreadyApplied);
-            if table == 0 && step.is(Sabotage::FirstTableDecides) {
+            if place == 0 && step.is(Sabotage::FirstTableDecides) {
                 return self.at(Io::PutCommit);
             }
-            return self.turn(table + 1, step);
+            return self.turn(place + 1, step);
         }
         if step.is(Sabotage::NothingToWriteNoTxn) && !changes(table, plan) {
-            return self.turn(table + 1, step);
+            return self.turn(place + 1, step);
         }
         self.known = self.seen[table].applied;
         (self.attempt, self.memory_attempt, self.remembered) = (0, 0, Cells::default());
@@ -93,7 +110,7 @@ impl Runner {
 
     pub(super) fn remembered_all(self, step: &mut Step) -> Stepped {
         match step.is(Sabotage::MemoryAfterTable) {
-            true => self.turn(SILVER + 1, step),
+            true => self.after(SILVER, step),
             false => self.at(Io::Write(SILVER)),
         }
     }
@@ -105,7 +122,7 @@ impl Runner {
                 return self.write_memory(step);
             }
         }
-        self.turn(table + 1, step)
+        self.after(table, step)
     }
 
     /// Whether this process is about to delete what another one has listed and is about to read.

@@ -75,6 +75,10 @@ pub enum Exit {
     Busy,
     /// A failure that is tried again by whoever started the run (exit 69).
     Failed,
+    /// The source has let go of rows that nobody has (exit 66).
+    Lost,
+    /// A position that cannot be moved now (exit 78).
+    Refused,
 }
 
 /// What a step shows the statistics.
@@ -95,6 +99,10 @@ pub enum Sight {
     PruneRaced,
     Idle,
     LateRowStayedDead,
+    FromBronze,
+    Lost,
+    MovedBack,
+    MoveRefused,
 }
 
 impl Sight {
@@ -113,6 +121,10 @@ impl Sight {
         (Sight::PruneRaced, "a sleeper planned a batch that was done and cleaned up meanwhile"),
         (Sight::Idle, "a run ended with nothing more to read"),
         (Sight::LateRowStayedDead, "a late row met the memory of deletes"),
+        (Sight::FromBronze, "a batch was finished from bronze"),
+        (Sight::Lost, "a run stopped because the source had let rows go"),
+        (Sight::MovedBack, "a position was moved back"),
+        (Sight::MoveRefused, "a position was not moved, for there was none or a batch was under way"),
     ];
 }
 
@@ -127,6 +139,8 @@ struct Head {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Runner {
     pub run: u8,
+    /// Here to move the position back, not to read.
+    pub moves: bool,
     pub io: Io,
     looks: u8,
     rechecks: u8,
@@ -174,10 +188,11 @@ impl Step<'_> {
 type Stepped = Result<After, Broken>;
 
 impl Runner {
-    pub fn start(run: u8, sabotage: Option<Sabotage>) -> Runner {
+    pub fn start(run: u8, moves: bool, sabotage: Option<Sabotage>) -> Runner {
         let head = Head::default();
         let mut runner = Runner {
             run,
+            moves,
             io: Io::ListPlans,
             looks: 0,
             rechecks: 0,
@@ -206,7 +221,8 @@ impl Runner {
     }
 
     fn record(&self, step: &Step) -> Record {
-        let plan = self.plan.unwrap_or(Plan { batch: 0, from: self.at, until: self.at, run: 0, look: 0 });
+        let plan =
+            self.plan.unwrap_or(Plan { batch: 0, from: self.at, until: self.at, run: 0, look: 0, is_move: false });
         let until = match self.ends {
             Some(ends) if step.is(Sabotage::OffsetsFromEnds) => ends,
             _ => plan.until,
@@ -380,10 +396,7 @@ impl Runner {
             }
             Io::LoadCreated(table) => {
                 self.seen[table] = landed(step.storage, table);
-                match step.is(Sabotage::CreateWithoutCheck) {
-                    true => self.prepare(table),
-                    false => self.check(table, step),
-                }
+                self.made(table, step)
             }
             Io::ReloadNotCreated(table) => {
                 self.seen[table] = landed(step.storage, table);
@@ -393,8 +406,7 @@ impl Runner {
                 if table == MEMORY {
                     return self.write_memory(step);
                 }
-                self.attempt += 1;
-                self.check(table, step)
+                self.made(table, step)
             }
             Io::Settle(table, answer) => self.settle(table, answer, step),
             Io::ListOld(kind) => {
@@ -416,6 +428,14 @@ impl Runner {
                 Ok(After::Ends(Exit::Done))
             }
             Io::PutStart | Io::PutPlan | Io::PutCommit | Io::Create(_) | Io::Write(_) => self.at(Io::ListPlans),
+        }
+    }
+
+    /// The table is there, made by this process or by another, which may even have applied the batch.
+    fn made(self, table: usize, step: &mut Step) -> Stepped {
+        match step.is(Sabotage::CreateWithoutCheck) {
+            true => self.prepare(table),
+            false => self.check(table, step),
         }
     }
 

@@ -63,6 +63,10 @@ impl Runner {
             return self.go_on(step);
         }
         self.next = Some(next);
+        if self.moves && (matches!(next, Next::Again(_)) || head.commit.is_none()) {
+            step.saw(Sight::MoveRefused);
+            return Ok(After::Ends(Exit::Refused));
+        }
         match head.commit {
             Some(_) => {
                 if let (true, Some(group)) = (step.is(Sabotage::TrustConsumerGroup), step.storage.group) {
@@ -76,6 +80,9 @@ impl Runner {
 
     /// The position is known: what does the next batch read?
     pub(super) fn go_on(mut self, step: &mut Step) -> Stepped {
+        if self.moves {
+            return self.go_back(step);
+        }
         let rebounds = step.is(Sabotage::ReboundOnReplay);
         let batch = match self.next {
             Some(Next::Again(plan)) if !rebounds => {
@@ -87,6 +94,10 @@ impl Runner {
             None => return self.at(Io::ListPlans),
         };
         let Some(end) = self.ends else { return self.at(Io::GetEnds) };
+        if step.storage.has_lost(self.at, step.storage.earliest) {
+            step.saw(Sight::Lost);
+            return Ok(After::Ends(Exit::Lost));
+        }
         let until = facts::bound(self.at, end);
         if until == self.at {
             step.saw(Sight::Idle);
@@ -95,7 +106,7 @@ impl Runner {
                 false => Ok(After::Ends(Exit::Done)),
             };
         }
-        let plan = Plan { batch, from: self.at, until, run: self.run, look: self.looks };
+        let plan = Plan { batch, from: self.at, until, run: self.run, look: self.looks, is_move: false };
         if matches!(self.next, Some(Next::Again(_))) || step.is(Sabotage::PlanAfterFirstTable) {
             return self.begin(plan, step);
         }
@@ -103,10 +114,23 @@ impl Runner {
         self.at(Io::PutPlan)
     }
 
+    /// Plans to move the position back to the first one, as `Runner::relocate` does; the end, once that is done.
+    fn go_back(mut self, step: &mut Step) -> Stepped {
+        let first = step.storage.start.unwrap_or_default();
+        let Some(Next::New(batch)) = self.next.filter(|_| self.at != first) else {
+            return Ok(After::Ends(Exit::Done));
+        };
+        step.saw(Sight::MovedBack);
+        let (run, look) = (self.run, self.looks);
+        self.plan = Some(Plan { batch, from: self.at, until: first, run, look, is_move: true });
+        self.at(Io::PutPlan)
+    }
+
     /// A failure that may have been applied: everything is looked at again.
     pub(super) fn look_again(mut self, step: &mut Step) -> Stepped {
         self.looks += 1;
-        if self.looks >= MAX_LOOKS {
+        // Who moves a position looks once.
+        if self.looks >= MAX_LOOKS || self.moves {
             return Ok(After::Ends(Exit::Failed));
         }
         self.observe(step.sabotage);
