@@ -20,6 +20,8 @@ use crate::units;
 
 pub(super) async fn run(global: &Global, args: &RunArgs) -> Result<Outcome, Failure> {
     let started = Instant::now();
+    // First of all: a signal that comes before it is heard would end the process as a crash does.
+    let stop = stop_signal()?;
     let checked = compose::check(global, &args.pipeline.file).await?;
     let spec = checked.spec.clone();
     let trigger = match &args.trigger {
@@ -30,7 +32,6 @@ pub(super) async fn run(global: &Global, args: &RunArgs) -> Result<Outcome, Fail
     let log = compose::open_log(&spec)?;
     let _lock = compose::lock(&spec, &log, &owner)?;
     let identity = compose::identity(&checked, &log, &owner).await?;
-    let stop = stop_signal()?;
     let display = Display::new(global, &spec.name, &identity.pipeline_id, &owner);
     let run_id = owner.run_id.clone();
     let parts = compose::parts(checked, &identity, owner, Box::new(log), Box::new(display))?;

@@ -33,6 +33,10 @@ impl Fault {
 
     /// Where the run itself must find out how a request ended, or can do without it.
     fn is_settled_by_the_run(&self) -> bool {
+        // A commit was refused on the way there, and that may end the run.
+        if self.place.setup == Setup::Refused {
+            return false;
+        }
         let point = self.place.point;
         match self.action {
             "slow=30" => true,
