@@ -139,6 +139,18 @@ pub(super) async fn identity(checked: &Checked, log: &ObjectLog, owner: &Owner) 
     if let Some(identity) = known_identity(spec, log).await? {
         return Ok(identity);
     }
+    let lost = check_never_ran(checked, log).await;
+    // Another runner may have been faster with its own first run.
+    if let Some(identity) = known_identity(spec, log).await? {
+        return Ok(identity);
+    }
+    lost?;
+    log.create(&new_identity(spec, owner)).await
+}
+
+/// A log without identity is that of a pipeline that never ran, unless the log or a table remembers otherwise.
+pub(super) async fn check_never_ran(checked: &Checked, log: &ObjectLog) -> Result<()> {
+    let spec = &checked.spec;
     let head = log.head().await?;
     let lake = storage::open(&spec.lake)?;
     let mut remembers = None;
@@ -146,20 +158,16 @@ pub(super) async fn identity(checked: &Checked, log: &ObjectLog, owner: &Owner) 
         let maker = table::trace::maker(&lake, &table).await?;
         remembers = remembers.or(maker.is_some_and(|maker| maker.pipeline == spec.name).then_some(table));
     }
-    // Another runner may have been faster with its own first run.
-    if let Some(identity) = known_identity(spec, log).await? {
-        return Ok(identity);
-    }
     if head.plan.is_some() || head.commit.is_some() {
         return Err(Error::config("the checkpoint holds batches, but its metadata.json is gone")
             .with("checkpoint", log.location())
             .help("nothing was read or written; restore metadata.json from a backup")
             .help("or rebuild it from the tables, which know whose they are: tidegate checkpoint rebuild FILE"));
     }
-    if let Some(table) = remembers {
-        return Err(halted(&Inconsistency::CheckpointLost { table }, log));
+    match remembers {
+        Some(table) => Err(halted(&Inconsistency::CheckpointLost { table }, log)),
+        None => Ok(()),
     }
-    log.create(&new_identity(spec, owner)).await
 }
 
 /// Names of the pipeline's tables, dead letters included.

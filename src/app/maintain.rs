@@ -32,7 +32,7 @@ pub(super) async fn optimize(global: &Global, args: &OptimizeArgs) -> Result<Out
     let target = args.target_size.as_deref().map(target_size).transpose()?;
     let checked = compose::check(global, &args.pipeline.file).await?;
     let spec = checked.spec.clone();
-    let Some((_, identity)) = ran_before(&spec).await? else { return Ok(never_ran(&spec)) };
+    let Some((_, identity)) = ran_before(&checked).await? else { return Ok(never_ran(&spec)) };
     let (mut rows, mut list, mut notes) = (Vec::new(), Vec::<Value>::new(), String::new());
     for mut table in chosen(&checked, &identity, &args.tables)? {
         let name = table.definition().name.clone();
@@ -101,7 +101,7 @@ pub(super) async fn vacuum(global: &Global, args: &VacuumArgs) -> Result<Outcome
     let asked = args.retain.as_deref().map(|text| retention(text, args.force)).transpose()?;
     let checked = compose::check(global, &args.pipeline.file).await?;
     let spec = checked.spec.clone();
-    let Some((log, identity)) = ran_before(&spec).await? else { return Ok(never_ran(&spec)) };
+    let Some((log, identity)) = ran_before(&checked).await? else { return Ok(never_ran(&spec)) };
     let _lock = if args.force && args.yes { alone(&spec, &log)? } else { None };
     let (mut rows, mut list, mut notes) = (Vec::new(), Vec::<Value>::new(), String::new());
     let (mut files, mut bytes) = (0, 0);
@@ -185,9 +185,12 @@ async fn pinned(spec: &PipelineSpec, log: &ObjectLog, table: &str) -> Result<Vec
     Ok(versions)
 }
 
-async fn ran_before(spec: &PipelineSpec) -> Result<Option<(ObjectLog, Identity)>> {
-    let log = compose::open_log(spec)?;
-    let identity = log.identity().await?;
+async fn ran_before(checked: &Checked) -> Result<Option<(ObjectLog, Identity)>> {
+    let log = compose::open_log(&checked.spec)?;
+    let identity = compose::known_identity(&checked.spec, &log).await?;
+    if identity.is_none() {
+        compose::check_never_ran(checked, &log).await?;
+    }
     Ok(identity.map(|identity| (log, identity)))
 }
 

@@ -25,6 +25,7 @@ pub(super) async fn status(global: &Global, args: &StatusArgs) -> Result<Outcome
     let identity = compose::known_identity(&spec, &log).await?;
     let mut text = format!("{}: {}\n", spec.name, spec.file.display());
     let Some(identity) = identity else {
+        compose::check_never_ran(&checked, &log).await?;
         text.push_str(&format!("  never ran: no checkpoint at {location}\n"));
         let json = json!({ "version": 1, "status": "ok", "pipeline": spec.name, "state": "never_ran" });
         return Ok(Outcome { text, json, code: 0 });

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::batch::{BatchId, BatchPlan, CommitRecord, ForeignWrite};
+use super::note::Note;
 
 /// What storage says about one table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub struct TableFact {
     pub made_by: Option<(String, String)>,
     /// Somebody restored the table to a version before the one that carries `applied`.
     pub restored: bool,
+    /// What the commit that carries `applied` says of that batch; only asked while the batch is not done.
+    pub note: Option<Note>,
     /// What others changed in it since.
     pub foreign: Vec<ForeignWrite>,
 }
@@ -133,6 +136,13 @@ pub enum Inconsistency {
         /// Its version when the last batch was committed.
         was: i64,
     },
+    /// A table carries a batch of this number, but not the one that this log has planned.
+    OtherPlan {
+        /// The batch.
+        batch: BatchId,
+        /// The table.
+        table: String,
+    },
     /// A batch is in some tables and not in others, and the configuration was changed in between.
     ChangedMidway {
         /// The batch.
@@ -180,6 +190,7 @@ fn inspect(facts: &Facts) -> Result<Decision, Inconsistency> {
     for (table, fact) in &facts.tables {
         check_table(facts, table, fact, planned, done)?;
     }
+    check_note(facts, &decision)?;
     check_recipe(facts, &decision)?;
     Ok(decision)
 }
@@ -190,6 +201,22 @@ fn check_meaning(facts: &Facts) -> Result<(), Inconsistency> {
     for (table, was) in &plan.meaning {
         if let Some(now) = facts.meaning.get(table).filter(|now| *now != was) {
             return Err(Inconsistency::MeaningChanged { table: table.clone(), was: was.clone(), now: now.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// A pending batch that a table has already must be the one that was planned: beside a copy of the log, another runner may
+/// have planned other rows under its number, and what this log planned would be taken for done.
+fn check_note(facts: &Facts, decision: &Decision) -> Result<(), Inconsistency> {
+    let Decision::Replay(plan) = decision else { return Ok(()) };
+    for (table, fact) in facts.tables.iter().filter(|(_, fact)| fact.applied == Some(plan.batch)) {
+        let is_same = |note: &Note| {
+            note.batch != plan.batch
+                || (&note.sources, &note.moved, note.batch_time) == (&plan.sources, &plan.moved, plan.batch_time)
+        };
+        if !fact.note.as_ref().is_none_or(is_same) {
+            return Err(Inconsistency::OtherPlan { batch: plan.batch, table: table.clone() });
         }
     }
     Ok(())
@@ -329,6 +356,12 @@ impl fmt::Display for Inconsistency {
                     "the memory of deletes of {table} (<lake>/_tidegate/deletes) was dropped or restored: late rows would revive deleted keys"
                 )
             }
+            Inconsistency::OtherPlan { batch, table } => {
+                write!(
+                    f,
+                    "table {table} carries another batch {batch} than the one in this checkpoint: two checkpoints are in use for one lake"
+                )
+            }
             Inconsistency::ChangedMidway { batch, table } => {
                 write!(
                     f,
@@ -397,6 +430,10 @@ impl Inconsistency {
             Inconsistency::TableLost { .. } | Inconsistency::MemoryLost { .. } => {
                 &["bring the table's folder back from a backup", VERIFY, START_OVER]
             }
+            Inconsistency::OtherPlan { .. } => &[
+                "is another runner using the same lake with a copy of the checkpoint folder? stop one of the two, and keep the folder that is further",
+                "or move this folder away and rebuild it from the tables: tidegate checkpoint rebuild FILE",
+            ],
             Inconsistency::ChangedMidway { .. } => {
                 &["put the file back as it was (git stash), run once to finish the batch, then change it"]
             }
@@ -620,6 +657,20 @@ mod tests {
         let mut done = facts(Some(3), Some(3), Some(3));
         done.recipe = "another".into();
         assert_eq!(recover(&done), Decision::Plan { batch: 4 });
+    }
+
+    #[test]
+    fn a_pending_batch_that_a_table_carries_must_be_the_planned_one() {
+        let mut pending = facts(Some(4), Some(3), Some(4));
+        let note = |seconds| Note {
+            batch: 4,
+            batch_time: DateTime::from_timestamp(seconds, 0).expect("in range"),
+            ..Note::default()
+        };
+        pending.tables.get_mut("silver").expect("there").note = Some(note(0));
+        assert_eq!(recover(&pending), Decision::Replay(Box::new(plan(4))), "it is this log's own");
+        pending.tables.get_mut("silver").expect("there").note = Some(note(1));
+        assert!(matches!(halts(&pending), Inconsistency::OtherPlan { batch: 4, .. }));
     }
 
     #[test]

@@ -22,6 +22,7 @@ use crate::config::spec::{From, PipelineSpec, TableSpec, WriteSpec};
 use crate::error::{Certainty, Error, ErrorKind, Result};
 use crate::fail;
 use crate::model::batch::{BatchId, CommitRecord, FORMAT_VERSION, ForeignWrite, Owner, Start};
+use crate::model::note::Note;
 use crate::model::offset::{Incarnations, Offsets};
 use crate::model::recover::{self, Decision, Facts, TableFact};
 use crate::model::trigger::{Trigger, next_tick};
@@ -305,11 +306,17 @@ impl Runner {
         let parts = &mut self.parts;
         let head = parts.log.head().await?;
         let pipeline_id = parts.pipeline_id.clone();
+        let done = head.commit.as_ref().map(|record| record.batch);
+        let pending = head.plan.as_ref().map(|plan| plan.batch).filter(|batch| done.is_none_or(|done| done < *batch));
         let tables = parts.tables.iter_mut().map(|table| {
             let name = table.definition().name.clone();
             let app_id = app_id(&pipeline_id, &name);
             async move {
                 let state = table.observe(&app_id).await?;
+                let note = match pending.filter(|batch| state.applied == Some(*batch)) {
+                    Some(batch) => table.note(&app_id, batch).await?.and_then(|note| Note::read(&note)),
+                    None => None,
+                };
                 let made_by = state.made_by.map(|maker| (maker.pipeline, maker.pipeline_id));
                 let fact = TableFact {
                     version: state.version,
@@ -317,6 +324,7 @@ impl Runner {
                     memory: state.memory,
                     made_by,
                     restored: state.restored,
+                    note,
                     foreign: state.foreign,
                 };
                 Ok::<_, Error>((name, fact))

@@ -258,6 +258,12 @@ impl Runner {
         }
         for index in 0..self.parts.spec.tables.len() {
             let table = self.parts.spec.tables[index].clone();
+            // Nothing follows a refresh table but what reads it whole: once it carries the batch, no rows are wanted of it.
+            if matches!(table.write, WriteSpec::Refresh { .. }) && self.carries(&table.name, plan) {
+                let receipt = self.apply(&table.name, Change::Rows(Vec::new()), plan).await?;
+                receipts.insert(table.name.clone(), receipt);
+                continue;
+            }
             let groups = match (&table.write, &table.from) {
                 (WriteSpec::Refresh { by }, From::Table(upstream)) => {
                     let txn = self.txn(upstream, plan)?;

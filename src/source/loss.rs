@@ -30,7 +30,8 @@ pub fn error(loss: &Loss) -> Error {
             .help(
                 "to read the new topic from its earliest record into the same tables: set `on_data_loss: skip` in the \
                  source; records of the old one that had not been read are lost",
-            ),
+            )
+            .help("an upsert table without `order_by` ranks by offset: there the new topic's records lose against stored ones"),
         Loss::PartitionGone { .. } => error
             .help("if it was removed by mistake, restore it and start again: the run goes on where it stood")
             .help("to go on without it: set `on_data_loss: skip` in the source"),

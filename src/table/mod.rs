@@ -163,6 +163,10 @@ pub trait Table: Send {
     /// Reads the table's state from storage. Never cached: this is what recovery decides on.
     async fn observe(&mut self, app_id: &str) -> Result<TableState>;
 
+    /// What the commit that carries `batch` of `app_id` says about itself (its `userMetadata`); `None` = it says nothing, or
+    /// the log no longer has it.
+    async fn note(&mut self, app_id: &str, batch: BatchId) -> Result<Option<String>>;
+
     /// Commits one batch, creating the table first if there is none, and adding columns that the definition has and the
     /// table lacks. A type that differs is refused (kind `Config`) with a diff; so is a table that somebody else made.
     async fn apply(&mut self, change: Change, txn: &Txn) -> Result<Receipt>;

@@ -114,6 +114,7 @@ pub fn decide(plan: Option<Plan>, commit: Option<Record>, seen: &[Seen; TABLES +
         made_by: seen[table].version.map(|_| (PIPELINE.to_string(), "id".to_string())),
         restored: false,
         foreign: Vec::new(),
+        note: None,
     };
     let facts = Facts {
         pipeline: PIPELINE.into(),

@@ -211,6 +211,12 @@ impl Table for DeltaLakeTable {
         Ok(TableState { version: self.handle.version(), applied, memory, made_by, restored, foreign })
     }
 
+    async fn note(&mut self, app_id: &str, batch: BatchId) -> Result<Option<String>> {
+        let Some((version, _)) = self.handle.find_commit(app_id, batch).await? else { return Ok(None) };
+        let entry = self.handle.entry(version).await?;
+        Ok(entry.and_then(|entry| trace::carried(&entry, app_id)).and_then(|(_, note)| note))
+    }
+
     async fn apply(&mut self, change: Change, txn: &Txn) -> Result<Receipt> {
         self.learn(&change);
         let mut receipt = self.apply_change(&change, txn).await?;

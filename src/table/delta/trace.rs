@@ -52,7 +52,7 @@ pub(in crate::table) async fn trace(
 }
 
 /// The batch of `app_id` that a commit carries, and its note.
-fn carried(entry: &[u8], app_id: &str) -> Option<(BatchId, Option<String>)> {
+pub(super) fn carried(entry: &[u8], app_id: &str) -> Option<(BatchId, Option<String>)> {
     let (mut batch, mut note) = (None, None);
     for line in entry.split(|byte| *byte == b'\n') {
         // Data files are most of a commit, and say nothing about batches.
