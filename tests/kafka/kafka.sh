@@ -132,10 +132,10 @@ up_java() {
     setsid nohup bash -c 'while kill -0 "$1" 2>/dev/null && kill -0 "$2" 2>/dev/null; do sleep 0.5; done
       kill -0 "$1" 2>/dev/null || { kill -9 "$2" 2>/dev/null; rm -rf "$3"; }' watch "$die_with" "$(cat "$dir/pid")" "$dir" </dev/null >/dev/null 2>&1 &
   fi
-  local deadline=$((SECONDS + 60))
+  local deadline=$((SECONDS + 150))
   until grep -qs 'Kafka Server started' "$log" && answers; do
     running || { tail -n 20 "$dir/stdout.log" "$log" >&2 2>/dev/null || true; fail "the broker ended while starting (logs above, in $dir)"; }
-    [ $SECONDS -lt $deadline ] || fail "no answer from the broker within 60 s, see $log"
+    [ $SECONDS -lt $deadline ] || fail "no answer from the broker within 150 s, see $log"
     sleep 0.1
   done
 }
@@ -156,9 +156,9 @@ up_docker() {
     setsid nohup bash -c 'while kill -0 "$1" 2>/dev/null; do sleep 0.5; done; docker rm -f "$2"; rm -rf "$3"' \
       watch "$die_with" "$container" "$dir" </dev/null >/dev/null 2>&1 &
   fi
-  local deadline=$((SECONDS + 60))
+  local deadline=$((SECONDS + 150))
   until docker logs "$container" 2>&1 | grep -q 'Kafka Server started'; do
-    [ $SECONDS -lt $deadline ] || fail "no answer from the broker within 60 s, see: docker logs $container"
+    [ $SECONDS -lt $deadline ] || fail "no answer from the broker within 150 s, see: docker logs $container"
     sleep 0.2
   done
 }
