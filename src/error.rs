@@ -124,10 +124,10 @@ impl Error {
     }
 
     /// Puts the pipeline's file into the commands to type, which layers that do not know it write as `tidegate … FILE`.
-    pub fn naming(mut self, file: &std::path::Path) -> Self {
-        let file = file.display().to_string();
+    /// `file` is put in as it is: quoted for a shell, with the options that go with it.
+    pub fn naming(mut self, file: &str) -> Self {
         for line in self.help.iter_mut().filter(|line| line.contains("tidegate ")) {
-            let words: Vec<String> = line.split(' ').map(|word| named(word, &file)).collect();
+            let words: Vec<String> = line.split(' ').map(|word| named(word, file)).collect();
             *line = words.join(" ");
         }
         self

@@ -62,7 +62,7 @@ pub fn main(cli: Cli) -> ExitCode {
             return finish(&cli.global, Err(error.into()));
         }
     };
-    let outcome = runtime.block_on(dispatch(&cli)).map_err(|failure| name_file(failure, &cli.command));
+    let outcome = runtime.block_on(dispatch(&cli)).map_err(|failure| name_file(failure, &cli));
     // Detached work (a metadata refresh of librdkafka, say) must not hold up the exit.
     runtime.shutdown_background();
     finish(&cli.global, outcome)
@@ -99,8 +99,8 @@ async fn dispatch(cli: &Cli) -> Result<Outcome, Failure> {
 }
 
 /// Commands to type name the file that was given.
-fn name_file(failure: Failure, command: &Command) -> Failure {
-    let file = match command {
+fn name_file(failure: Failure, cli: &Cli) -> Failure {
+    let file = match &cli.command {
         Command::Plan(args) | Command::Offsets(OffsetsCommand::Show(args)) => &args.file,
         Command::Run(args) => &args.pipeline.file,
         Command::Status(args) => &args.pipeline.file,
@@ -112,7 +112,7 @@ fn name_file(failure: Failure, command: &Command) -> Failure {
         _ => return failure,
     };
     match failure {
-        Failure::Error(error) => Failure::Error(Box::new(error.naming(file))),
+        Failure::Error(error) => Failure::Error(Box::new(error.naming(&output::file_argument(&cli.global, file)))),
         report => report,
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
-use super::output::{aligned, counted, grouped};
+use super::output::{aligned, counted, file_argument, grouped, quoted};
 use super::{Failure, Outcome, compose};
 use crate::checkpoint::CheckpointLog;
 use crate::cli::{Global, MovingArgs, OffsetsRewindArgs, OffsetsSetArgs, PipelineArgs};
@@ -38,7 +38,7 @@ pub(super) async fn show(global: &Global, args: &PipelineArgs) -> Result<Outcome
             Some(at) => at.clone(),
             None => log.start(&name).await?.unwrap_or_default().offsets,
         };
-        let extent = Extent { at, earliest: source.earliest().await?, end: source.end().await? };
+        let extent = Extent { at, earliest: source.earliest().await?, end: source.end().await?, ..Extent::default() };
         for partition in extent.at.0.keys().chain(extent.end.0.keys()).collect::<std::collections::BTreeSet<_>>() {
             let look = |offsets: &Offsets| offsets.0.get(partition).copied();
             let (at, earliest, end) = (look(&extent.at), look(&extent.earliest), look(&extent.end));
@@ -69,12 +69,13 @@ pub(super) async fn set(global: &Global, args: &OffsetsSetArgs) -> Result<Outcom
             return Err(Error::new(ErrorKind::Usage, format!("{partition} is named twice")).into());
         }
     }
-    let typed = format!("set {} {}", args.pipeline.file.display(), args.positions.join(" "));
+    let positions = args.positions.iter().map(|position| quoted(position)).collect::<Vec<_>>().join(" ");
+    let typed = format!("set {} {positions}", file_argument(global, &args.pipeline.file));
     relocate(global, &args.pipeline, &args.moving, &typed, Where::Offsets(target)).await
 }
 
 pub(super) async fn rewind(global: &Global, args: &OffsetsRewindArgs) -> Result<Outcome, Failure> {
-    let typed = format!("rewind {} --to {}", args.pipeline.file.display(), args.to);
+    let typed = format!("rewind {} --to {}", file_argument(global, &args.pipeline.file), quoted(&args.to));
     relocate(global, &args.pipeline, &args.moving, &typed, parse_where(&args.to)?).await
 }
 
@@ -133,6 +134,10 @@ async fn relocate(
     typed: &str,
     place: Where,
 ) -> Result<Outcome, Failure> {
+    let typed = &match &how.source {
+        Some(name) => format!("{typed} --source {}", quoted(name)),
+        None => typed.to_string(),
+    };
     let checked = compose::check(global, &pipeline.file).await?;
     let spec = checked.spec.clone();
     let source_name = source_name(&spec, how.source.as_ref())?;
@@ -152,25 +157,29 @@ async fn relocate(
     };
     let parts = compose::parts(checked, &identity, owner, Box::new(log), Box::new(|_: &Event| {}))?;
     let mut runner = Runner::new(parts);
-    let (last, position) = runner.standing().await?;
+    let stand = runner.standing().await?;
+    let last = stand.last;
     let mut source = crate::source::open(&source_name, &spec.sources[&source_name])?;
+    // The ids are asked first: a topic that is made again in between is noticed by the run that reads it.
+    let incarnations = source.incarnations().await?;
     let extent = Extent {
-        at: position.get(&source_name).cloned().unwrap_or_default(),
+        at: stand.offsets.get(&source_name).cloned().unwrap_or_default(),
         earliest: source.earliest().await?,
         end: source.end().await?,
+        known: stand.incarnations.get(&source_name).cloned().unwrap_or_default(),
+        incarnations,
     };
+    let is_rewind = !matches!(place, Where::Offsets(_));
     let target = match place {
         Where::Offsets(target) => target,
         Where::Earliest => known(&extent, &extent.earliest),
         Where::Time(time) => known(&extent, &at(&mut *source, time).await?),
-        Where::Batch(batch) => relocate::after(&history, batch, &source_name, &extent).ok_or_else(|| {
-            let kept = history.iter().map(|record| record.batch);
-            let (oldest, newest) = (kept.clone().min().unwrap_or_default(), kept.max().unwrap_or_default());
-            Error::new(ErrorKind::Usage, format!("the checkpoint no longer holds batch {batch}"))
-                .help(format!("it holds batches {oldest} to {newest}: tidegate checkpoint show FILE"))
-        })?,
+        Where::Batch(batch) => relocate::after(&history, batch, &source_name, &extent)
+            .ok_or_else(|| no_such_batch(batch, last, history.iter().map(|record| record.batch).min()))?,
     };
-    let moved = relocate::moves(&extent, &target).map_err(|why| refused(&why, &extent))?;
+    let moved = relocate::moves(&extent, &target)
+        .and_then(|moved| if is_rewind { relocate::only_back(&moved).map(|()| moved) } else { Ok(moved) })
+        .map_err(|why| refused(&why, &extent))?;
     if moved.0.is_empty() {
         let text = format!("{}: already there, nothing to move\n", spec.name);
         let json = json!({ "version": 1, "status": "no_change", "pipeline": spec.name });
@@ -190,13 +199,10 @@ async fn relocate(
         text.push_str(&format!(
             "done: batch {} carries the move; the next run reads on from there: tidegate run {}\n",
             record.batch,
-            pipeline.file.display()
+            file_argument(global, &pipeline.file)
         ));
     } else {
         let mut command = format!("tidegate offsets {typed}");
-        if let Some(name) = &how.source {
-            command.push_str(&format!(" --source {name}"));
-        }
         if how.accept_duplicates {
             command.push_str(" --accept-duplicates");
         }
@@ -215,7 +221,20 @@ async fn at(source: &mut dyn Source, time: DateTime<Utc>) -> Result<Offsets> {
     source.at(time).await
 }
 
+fn no_such_batch(batch: BatchId, newest: BatchId, oldest: Option<BatchId>) -> Error {
+    let text = match batch > newest || batch < 0 {
+        true => format!("there is no batch {batch}; the newest is {newest}"),
+        false => format!("the checkpoint no longer holds batch {batch}"),
+    };
+    let oldest = oldest.unwrap_or(newest);
+    Error::new(ErrorKind::Usage, text)
+        .help(format!("it holds batches {oldest} to {newest}: tidegate checkpoint show FILE"))
+}
+
 fn refused(why: &relocate::Refused, extent: &Extent) -> Error {
+    if let relocate::Refused::Recreated(loss) = why {
+        return crate::source::loss::error(loss);
+    }
     let error = Error::new(ErrorKind::Usage, why.to_string()).help("nothing was changed");
     match why {
         relocate::Refused::Unknown { .. } => {
@@ -224,8 +243,14 @@ fn refused(why: &relocate::Refused, extent: &Extent) -> Error {
             error.help(format!("it knows: {}", known.join(", ")))
         }
         relocate::Refused::Expired { .. } => error.help("as far back as there are records: --to earliest"),
-        relocate::Refused::PastEnd { .. } | relocate::Refused::Gone { .. } => {
+        relocate::Refused::PastEnd { .. } | relocate::Refused::Gone { .. } | relocate::Refused::Recreated(_) => {
             error.help("what there is: tidegate offsets show FILE")
+        }
+        relocate::Refused::Forward { partition, asked, .. } => {
+            let position = quoted(&format!("{}:{}={asked}", partition.topic, partition.partition));
+            error
+                .help("to undo a rewind nothing is moved: the records are read again by tidegate run FILE")
+                .help(format!("to skip them on purpose: tidegate offsets set FILE {position} --yes"))
         }
     }
 }
@@ -239,7 +264,7 @@ fn doubles(tables: &[&String], typed: &str) -> Error {
         ),
     )
     .help("nothing was changed")
-    .help("let their SQL pass _topic, _partition and _offset through, and new tables can be moved back")
+    .help("let their SQL pass _topic, _partition and _offset of batch through unchanged (in a join with their qualifier), and new tables can be moved back")
     .help(format!("if the repeated rows are wanted: tidegate offsets {typed} --accept-duplicates"))
 }
 

@@ -1,12 +1,33 @@
 //! Numbers, tables and JSON as people and programs read them.
 
+use std::path::Path;
+
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 use serde_json::{Value, json};
 
+use crate::cli::Global;
 use crate::error::Error;
 use crate::model::batch::{BatchPlan, CommitRecord, ForeignWrite, Owner};
 use crate::model::loss::Lost;
+
+/// The pipeline file as it stands in commands to type, with the target that goes with it.
+pub(super) fn file_argument(global: &Global, file: &Path) -> String {
+    let file = quoted(&file.display().to_string());
+    match &global.target {
+        Some(target) => format!("{file} --target {}", quoted(target)),
+        None => file,
+    }
+}
+
+/// One word of a command, for a POSIX shell.
+pub(super) fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "_-./:=@%+,".contains(c);
+    match !word.is_empty() && word.chars().all(is_plain) {
+        true => word.to_string(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
 
 /// The `error` member of a result.
 pub(super) fn error_json(error: &Error) -> Value {

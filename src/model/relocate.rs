@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::batch::{BatchId, CommitRecord};
-use super::offset::{Offset, OffsetRanges, Offsets, Partition, Range};
+use super::loss::Loss;
+use super::offset::{Incarnations, Offset, OffsetRanges, Offsets, Partition, Range};
 
 /// What one source looks like to somebody who wants to move its position.
 #[derive(Debug, Clone, Default)]
@@ -15,6 +16,10 @@ pub struct Extent {
     pub earliest: Offsets,
     /// The ends.
     pub end: Offsets,
+    /// The topics that the position belongs to.
+    pub known: Incarnations,
+    /// The topics that are there now.
+    pub incarnations: Incarnations,
 }
 
 /// Why a position cannot be moved there.
@@ -48,6 +53,17 @@ pub enum Refused {
         /// Where.
         partition: Partition,
     },
+    /// The topic was deleted and made again: rows of the old one would go, and come back from nowhere.
+    Recreated(Loss),
+    /// A rewind that would lead forward.
+    Forward {
+        /// Where.
+        partition: Partition,
+        /// The position.
+        at: Offset,
+        /// What was asked for.
+        asked: Offset,
+    },
 }
 
 impl fmt::Display for Refused {
@@ -65,6 +81,12 @@ impl fmt::Display for Refused {
                 write!(f, "{partition} cannot go to {asked}: it ends at {end}")
             }
             Refused::Gone { partition } => write!(f, "{partition} is no longer there: nothing can be read from it"),
+            Refused::Recreated(loss) => f.write_str(&loss.message()),
+            Refused::Forward { partition, at, asked } => write!(
+                f,
+                "a rewind goes back, and {partition} would go forward from {at} to {asked}: the records between would \
+                 never be read"
+            ),
         }
     }
 }
@@ -79,6 +101,9 @@ pub fn moves(extent: &Extent, target: &Offsets) -> Result<OffsetRanges, Refused>
         if now == was {
             continue;
         }
+        if let Some(loss) = recreated(extent, partition, was) {
+            return Err(Refused::Recreated(loss));
+        }
         let (Some(&earliest), Some(&end)) = (extent.earliest.0.get(partition), extent.end.0.get(partition)) else {
             return Err(Refused::Gone { partition: partition.clone() });
         };
@@ -91,6 +116,22 @@ pub fn moves(extent: &Extent, target: &Offsets) -> Result<OffsetRanges, Refused>
         moved.insert(partition.clone(), Range { from: was, until: now });
     }
     Ok(OffsetRanges(moved))
+}
+
+/// That the position is one in a topic which is no longer the one of that name. Where ids are not known, nothing is said.
+fn recreated(extent: &Extent, partition: &Partition, at: Offset) -> Option<Loss> {
+    let (was, now) = extent.known.get(&partition.topic).zip(extent.incarnations.get(&partition.topic))?;
+    (was != now).then(|| Loss::Recreated { partition: partition.clone(), at, was: was.clone(), now: now.clone() })
+}
+
+/// A rewind never skips: the first partition that would go forward refuses all of it.
+pub fn only_back(moved: &OffsetRanges) -> Result<(), Refused> {
+    match moved.0.iter().find(|(_, range)| range.until > range.from) {
+        Some((partition, range)) => {
+            Err(Refused::Forward { partition: partition.clone(), at: range.from, asked: range.until })
+        }
+        None => Ok(()),
+    }
 }
 
 /// The position of `source` right after `batch`, for every partition it has now: one that appeared later had not been
@@ -132,7 +173,28 @@ mod tests {
     }
 
     fn extent() -> Extent {
-        Extent { at: offsets(&[50, 50]), earliest: offsets(&[10, 0]), end: offsets(&[100, 60]) }
+        Extent { at: offsets(&[50, 50]), earliest: offsets(&[10, 0]), end: offsets(&[100, 60]), ..Extent::default() }
+    }
+
+    #[test]
+    fn a_position_in_a_topic_that_was_made_again_moves_nowhere() {
+        let id = |id: &str| Incarnations::from([("t".to_string(), id.to_string())]);
+        let other = Extent { known: id("a"), incarnations: id("b"), ..extent() };
+        for target in [[20, 50], [50, 60]] {
+            let refused = moves(&other, &offsets(&target));
+            assert!(matches!(refused, Err(Refused::Recreated(Loss::Recreated { at: 50, .. }))), "{refused:?}");
+        }
+        for known in [id("b"), Incarnations::new()] {
+            assert!(moves(&Extent { known, ..other.clone() }, &offsets(&[20, 50])).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_rewind_that_would_skip_in_any_partition_is_refused() {
+        let both = moves(&extent(), &offsets(&[20, 60])).expect("inside");
+        let refused = only_back(&both).expect_err("partition 1 goes forward");
+        assert_eq!(refused, Refused::Forward { partition: Partition::new("t", 1), at: 50, asked: 60 });
+        assert_eq!(only_back(&moves(&extent(), &offsets(&[20, 40])).expect("inside")), Ok(()));
     }
 
     #[test]

@@ -15,10 +15,23 @@ use crate::checkpoint::Claim;
 use crate::config::spec::{From, PipelineSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::batch::{BatchId, BatchPlan, CommitRecord, FORMAT_VERSION};
-use crate::model::offset::{OffsetRanges, Offsets, Range};
+use crate::model::offset::{Incarnations, OffsetRanges, Offsets, Range};
 use crate::model::recover::{self, Decision};
 use crate::model::relocate;
+use crate::source::column;
 use crate::table::{Change, Trim, WriteMode};
+use crate::transform::Transform;
+
+/// Where a pipeline stands that has nothing pending.
+#[derive(Debug, Clone)]
+pub struct Stand {
+    /// The last batch.
+    pub last: BatchId,
+    /// The position after it, by source.
+    pub offsets: BTreeMap<String, Offsets>,
+    /// The topics that it is a position in, by source.
+    pub incarnations: BTreeMap<String, Incarnations>,
+}
 
 /// What a move does to one table that only adds rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +44,7 @@ pub enum Effect {
 
 impl Runner {
     /// The last batch and the position after it. Writes nothing; refuses while a batch is pending.
-    pub async fn standing(&mut self) -> Result<(BatchId, BTreeMap<String, Offsets>)> {
+    pub async fn standing(&mut self) -> Result<Stand> {
         let facts = self.observe().await?;
         match recover::recover(&facts) {
             Decision::Halt(why) => Err(halted(&why, &*self.parts.log)),
@@ -43,8 +56,9 @@ impl Runner {
             )
             .help("nothing was changed; finish it first: tidegate run FILE --trigger once")),
             Decision::Plan { batch } => {
-                let offsets = facts.commit.map(|commit| commit.offsets).unwrap_or_default();
-                Ok((batch - 1, offsets))
+                let (offsets, incarnations) =
+                    facts.commit.map(|commit| (commit.offsets, commit.incarnations)).unwrap_or_default();
+                Ok(Stand { last: batch - 1, offsets, incarnations })
             }
         }
     }
@@ -59,7 +73,7 @@ impl Runner {
             if definition.write != WriteMode::Append || trim.from.0.is_empty() {
                 continue;
             }
-            let effect = match definition.coordinates() {
+            let effect = match coordinates(&spec, &*self.parts.transform, &definition.name) {
                 Some(columns) => Effect::Removes(table.count_after(&Trim { columns, ..trim }).await?),
                 None => Effect::Doubles,
             };
@@ -71,7 +85,7 @@ impl Runner {
     /// Moves the positions: plans the batch that says so, and carries it through.
     pub async fn relocate(&mut self, moved: BTreeMap<String, OffsetRanges>) -> Result<CommitRecord> {
         let started = Instant::now();
-        let (last, _) = self.standing().await?;
+        let Stand { last, .. } = self.standing().await?;
         self.ensure_observed().await?;
         let stay = |ranges: &OffsetRanges| {
             let stays = |range: &Range| Range { from: range.until, until: range.until };
@@ -106,21 +120,36 @@ impl Runner {
     /// The change of an ordinary table: `rows`, and in a batch that moves a position back, without what is read again.
     pub(super) fn without_rows_after(&self, name: &str, plan: &BatchPlan, rows: Vec<RecordBatch>) -> Change {
         let definition = self.parts.tables.iter().map(|table| table.definition()).find(|table| table.name == name);
-        let Some(definition) = definition.filter(|table| plan.is_move() && table.write == WriteMode::Append) else {
+        if !definition.is_some_and(|table| plan.is_move() && table.write == WriteMode::Append) {
             return Change::Rows(rows);
-        };
+        }
         let trim = trim(&self.parts.spec, name, &plan.moved, rows);
-        match definition.coordinates() {
+        match coordinates(&self.parts.spec, &*self.parts.transform, name) {
             Some(columns) if !trim.from.0.is_empty() => Change::Trim(Trim { columns, ..trim }),
             _ => Change::Rows(trim.rows),
         }
     }
 }
 
+/// The columns that say which record a row came from (topic, partition, offset); `None` = its rows do not tell, whatever
+/// its columns are called.
+fn coordinates(spec: &PipelineSpec, transform: &dyn Transform, table: &str) -> Option<[String; 3]> {
+    let names = match is_dead_letters(spec, table) {
+        true => ["topic", "partition", "offset"],
+        false if transform.keeps_coordinates(table) => [column::TOPIC, column::PARTITION, column::OFFSET],
+        false => return None,
+    };
+    Some(names.map(str::to_string))
+}
+
+fn is_dead_letters(spec: &PipelineSpec, table: &str) -> bool {
+    spec.dead_letters.as_ref().is_some_and(|dead_letters| dead_letters.table == table)
+}
+
 /// The rows of `table` that moves back make superfluous. Only sources that it comes from count; the dead letters come
 /// from all of them, and name the table or source that each row was set aside for.
 fn trim(spec: &PipelineSpec, table: &str, moved: &BTreeMap<String, OffsetRanges>, rows: Vec<RecordBatch>) -> Trim {
-    let is_dead_letters = spec.dead_letters.as_ref().is_some_and(|dead_letters| dead_letters.table == table);
+    let is_dead_letters = is_dead_letters(spec, table);
     let mut from = Offsets::default();
     let mut only = BTreeSet::new();
     for (source, ranges) in moved {
@@ -131,7 +160,8 @@ fn trim(spec: &PipelineSpec, table: &str, moved: &BTreeMap<String, OffsetRanges>
             only.extend(below.map(|table| table.name.clone()));
         }
     }
-    let only = (is_dead_letters && spec.sources.len() > 1).then(|| ("table".to_string(), only));
+    // However many sources the file has now: letters of one that was taken out are not read again.
+    let only = is_dead_letters.then(|| ("table".to_string(), only));
     Trim { columns: Default::default(), from, only, rows }
 }
 

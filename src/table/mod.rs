@@ -19,7 +19,7 @@ pub mod trace;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -28,7 +28,6 @@ use self::maintain::{Compacted, Compaction, Vacuum, Vacuumed};
 use crate::error::Result;
 use crate::model::batch::{BatchId, ForeignWrite, Receipt};
 use crate::model::offset::Offsets;
-use crate::source::column;
 
 /// Who commits what: identity and audit trail of one table commit.
 #[derive(Debug, Clone)]
@@ -105,23 +104,6 @@ pub struct TableDefinition {
     pub watched: Vec<Vec<String>>,
     /// Who creates the table if there is none.
     pub maker: Maker,
-}
-
-impl TableDefinition {
-    /// The columns that say which record a row came from (topic, partition, offset); `None` = its rows do not tell.
-    pub fn coordinates(&self) -> Option<[String; 3]> {
-        let kinds = [DataType::Utf8, DataType::Int32, DataType::Int64];
-        let spellings = [[column::TOPIC, column::PARTITION, column::OFFSET], ["topic", "partition", "offset"]];
-        // Dead letters spell them without the underscore; a user's column of that name may be anything.
-        let spellings = if self.schema.column_with_name("dlq_id").is_some() { &spellings[..] } else { &spellings[..1] };
-        let kept = |names: &&[&str; 3]| {
-            let fits = |(name, kind): (&&str, &DataType)| {
-                self.schema.field_with_name(name).is_ok_and(|field| field.data_type() == kind)
-            };
-            names.iter().zip(&kinds).all(fits)
-        };
-        spellings.iter().find(kept).map(|names| names.map(str::to_string))
-    }
 }
 
 /// Rows that go because their records are read again.

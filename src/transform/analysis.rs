@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
-use sqlparser::ast::{Expr, JoinOperator, Query, SetExpr, Spanned, TableFactor, VisitMut, VisitorMut};
+use sqlparser::ast::{
+    Expr, Ident, JoinOperator, Query, SelectItem, SelectItemQualifiedWildcardKind as Qualified, SetExpr, Spanned,
+    TableFactor, VisitMut, VisitorMut, WildcardAdditionalOptions,
+};
 use sqlparser::tokenizer::Span;
 
 use super::problems::Place;
@@ -127,4 +130,45 @@ pub(super) fn plain_over_batch(query: &Query, ctes: &BTreeSet<String>) -> Option
     let is_batch = parts(name) == [BATCH] && !ctes.contains(BATCH);
     (is_batch && keeps_left_rows && select.distinct.is_none() && select.lateral_views.is_empty())
         .then(|| alias.as_ref().map_or(BATCH.to_string(), |alias| alias.name.value.clone()))
+}
+
+/// Whether each of `names` comes out of a plain SELECT over `batch` as the column of that name that went in. In a join only
+/// references with a qualifier count: which side the others mean is the engine's to say.
+pub(super) fn keeps_columns(query: &Query, batch: &str, names: &[&str]) -> bool {
+    let SetExpr::Select(select) = query.body.as_ref() else {
+        return false;
+    };
+    let joins = select.from.iter().any(|from| !from.joins.is_empty());
+    let is_plain = |options: &WildcardAdditionalOptions| *options == WildcardAdditionalOptions::default();
+    names.iter().all(|name| {
+        let refers = |path: &[Ident]| match path {
+            [column] => !joins && column.value == *name,
+            [qualifier, column] => qualifier.value == batch && column.value == *name,
+            _ => false,
+        };
+        // What an item says about the column: nothing, or whether it is passed through.
+        let passed = |item: &SelectItem| match item {
+            SelectItem::UnnamedExpr(Expr::Identifier(column)) if column.value == *name => {
+                Some(refers(std::slice::from_ref(column)))
+            }
+            SelectItem::UnnamedExpr(Expr::CompoundIdentifier(path))
+                if path.last().is_some_and(|last| last.value == *name) =>
+            {
+                Some(refers(path))
+            }
+            SelectItem::UnnamedExpr(_) => None,
+            SelectItem::ExprWithAlias { alias, .. } if !alias.value.eq_ignore_ascii_case(name) => None,
+            SelectItem::ExprWithAlias { expr: Expr::Identifier(column), .. } => {
+                Some(refers(std::slice::from_ref(column)))
+            }
+            SelectItem::ExprWithAlias { expr: Expr::CompoundIdentifier(path), .. } => Some(refers(path)),
+            SelectItem::Wildcard(options) => Some(!joins && is_plain(options)),
+            SelectItem::QualifiedWildcard(Qualified::ObjectName(table), options) => {
+                Some(parts(table) == [batch] && is_plain(options))
+            }
+            _ => Some(false),
+        };
+        let said: Vec<bool> = select.projection.iter().filter_map(passed).collect();
+        !said.is_empty() && said.iter().all(|passed| *passed)
+    })
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field as ArrowField, Schema, SchemaRef};
 
+use super::analysis::keeps_columns;
 use super::decode::{Decoder, row_schema};
 use super::engine::{self, OUTPUT};
 use super::expect::{DELETE_FLAG, check_column};
@@ -38,6 +39,8 @@ pub(super) struct CompiledTable {
     pub(super) output: SchemaRef,
     pub(super) stored: SchemaRef,
     pub(super) restore_order: bool,
+    /// The coordinates in its rows are those of the records that they came from.
+    pub(super) lineage: bool,
     pub(super) reads: Reads,
     /// It reads whole tables, or is fed by one that does: it is computed when those are already written.
     pub(super) deferred: bool,
@@ -149,6 +152,8 @@ struct Computed {
     schema: SchemaRef,
     injected: Vec<&'static str>,
     restore_order: bool,
+    /// Its coordinates are those of `batch`.
+    lineage: bool,
 }
 
 impl TableCompiler<'_> {
@@ -206,6 +211,7 @@ impl TableCompiler<'_> {
             output: Arc::new(Schema::new(output)),
             stored,
             restore_order: computed.restore_order,
+            lineage: computed.lineage && self.upstream.is_none_or(|upstream| upstream.lineage),
         })
     }
 
@@ -286,7 +292,8 @@ impl TableCompiler<'_> {
             (None, _) => {
                 let inputs = vec![Input { name: BATCH.into(), kind: InputKind::Batch, schema: self.batch.clone() }];
                 let schema = self.batch.clone();
-                return Ok(Computed { inputs, query: None, schema, injected: Vec::new(), restore_order: false });
+                let injected = Vec::new();
+                return Ok(Computed { inputs, query: None, schema, injected, restore_order: false, lineage: true });
             }
         };
         let scope = Scope { engine: self.table.engine, batch: self.batch, tables: self.tables, lookups: self.lookups };
@@ -345,12 +352,14 @@ impl TableCompiler<'_> {
         }
         let restore_order =
             prepared.plain.is_some() && !prepared.ordered && COORDINATES.iter().all(|name| has(&schema, name));
+        let lineage = prepared.plain.as_ref().is_some_and(|batch| keeps_columns(&prepared.query, batch, &COORDINATES));
         Ok(Computed {
             query: Some(prepared.query.to_string()),
             inputs: prepared.inputs,
             schema,
             injected,
             restore_order,
+            lineage,
         })
     }
 

@@ -149,6 +149,10 @@ pub trait Transform: Send + Sync {
     /// the rows that were shaped for it: it appends, and keeps the coordinates and the batch of each row.
     fn reads_back(&self, table: &str) -> bool;
 
+    /// Whether the columns `_topic`, `_partition` and `_offset` that `table` stores are those of the records its rows came
+    /// from: no SQL on the way computed anything else under their names.
+    fn keeps_coordinates(&self, table: &str) -> bool;
+
     /// What `table` needs as input.
     fn reads(&self, table: &str) -> &Reads;
 

@@ -27,6 +27,10 @@ impl Transform for CompiledPipeline {
         self.tables.get(table).is_some_and(CompiledTable::reads_back)
     }
 
+    fn keeps_coordinates(&self, table: &str) -> bool {
+        self.tables.get(table).is_some_and(CompiledTable::keeps_coordinates)
+    }
+
     fn reads(&self, table: &str) -> &Reads {
         self.tables.get(table).map_or(&self.nothing, |table| &table.reads)
     }
@@ -104,6 +108,11 @@ impl CompiledTable {
             && is_stored(column::TOPIC, DataType::Utf8)
             && is_stored(column::PARTITION, DataType::Int32)
             && is_stored(column::OFFSET, DataType::Int64)
+    }
+
+    fn keeps_coordinates(&self) -> bool {
+        let names = [column::TOPIC, column::PARTITION, column::OFFSET];
+        self.lineage && names.iter().all(|name| self.stored.column_with_name(name).is_some())
     }
 
     /// Neither a query nor a rule stands between the upstream's rows and the table.

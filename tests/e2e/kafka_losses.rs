@@ -218,6 +218,26 @@ fn a_topic_created_again_with_more_records_is_another_topic() {
 }
 
 #[test]
+fn a_position_in_a_topic_that_was_created_again_is_not_moved_by_hand() {
+    let Some(world) = World::with_topic("recreated-moved", 1, &[]) else { return };
+    world.produce(&named("old", 0, 50));
+    world.sandbox.drain(FILE).success();
+    world.broker.delete_topic(&world.topic);
+    world.broker.create_topic(&world.topic, 1, &[]);
+    world.produce(&named("new", 0, 80));
+    let message = "topic recreated-moved.v1 was deleted and created again";
+    let (tables, plans) = (versions(&world.lake()), batches(&world.sandbox, "offsets"));
+    let position = format!("{}:0=60", world.topic);
+    for place in [&["rewind", FILE, "--to", "earliest"][..], &["set", FILE, &position]] {
+        let moved = [&["offsets"], place].concat();
+        world.sandbox.tidegate(&moved).run().code(&[66]).says(message);
+        world.sandbox.tidegate(&[&moved[..], &["--yes"]].concat()).run().code(&[66]).says(message);
+    }
+    assert_eq!((versions(&world.lake()), batches(&world.sandbox, "offsets")), (tables, plans));
+    refuses(&world, message);
+}
+
+#[test]
 fn a_topic_created_again_before_the_first_batch_is_another_topic() {
     let Some(world) = World::with_topic("recreated-start", 1, &[]) else { return };
     world.produce(&named("old", 0, 100));

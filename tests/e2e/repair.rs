@@ -430,7 +430,7 @@ fn a_rewind_without_yes_says_everything_and_changes_nothing() {
     assert_eq!(removes("dlq.orders"), Some(Some(expected.dead.len() as u64)));
     assert_eq!((versions(&world), world.objects("offsets")), before);
     world.run(&["offsets", "rewind", FILE, "--to", "2026-01-01T00:00:00Z"]).code(&[2]).says("batch:N");
-    world.run(&["offsets", "rewind", FILE, "--to", "batch:99"]).code(&[2]).says("no longer holds batch 99");
+    world.run(&["offsets", "rewind", FILE, "--to", "batch:99"]).code(&[2]).says("there is no batch 99; the newest is");
     world.run(&["offsets", "set", FILE, "nothing.ndjson:0=1"]).code(&[2]).says("has no position in nothing.ndjson/0");
     let file = world.files.keys().next().expect("a file").clone();
     world.run(&["offsets", "set", FILE, &format!("{file}:0=100_000")]).code(&[2]).says("it ends at");
@@ -553,4 +553,87 @@ fn however_it_is_rewound_and_killed_nothing_is_doubled_or_lost() {
     }
     world.verify().success();
     println!("{rewinds} rewinds, {killed} kills");
+}
+
+#[test]
+fn a_rewind_never_goes_forward_and_says_how_to_undo_one() {
+    let mut world = World::new("undo");
+    for _ in 0..3 {
+        world.land(30);
+    }
+    world.drain().success();
+    let newest = world.objects("commits").len() - 1;
+    world.run(&["offsets", "rewind", FILE, "--to", "earliest", "--yes"]).success();
+    let before = world.objects("offsets");
+    let refused = world.run(&["offsets", "rewind", FILE, "--to", &format!("batch:{newest}"), "--yes"]).code(&[2]);
+    refused.says("would go forward").says("tidegate run orders.yaml").says("tidegate offsets set orders.yaml");
+    assert_eq!(world.objects("offsets"), before, "a refusal writes nothing");
+    world.drain().success();
+    world.assert_tables();
+}
+
+#[test]
+fn columns_that_are_only_called_like_coordinates_do_not_decide_what_is_removed() {
+    let mut world = World::new("named-alike");
+    let tables = "  silver.faked:\n    from: bronze.orders\n    \
+                  sql: SELECT _topic, _partition, _offset - _offset AS _offset, id FROM batch\n    write: append\n  \
+                  silver.after:\n    from: silver.faked\n    write: append\ndead_letters:";
+    world.sandbox.write(FILE, &PIPELINE.replace("dead_letters:", tables));
+    world.land(30);
+    world.drain().success();
+    let rewind = ["offsets", "rewind", FILE, "--to", "earliest"];
+    world.run(&rewind).code(&[2]).says("silver.faked").says("silver.after").says("--accept-duplicates");
+    let passed = tables.replace("_offset - _offset AS _offset", "_offset");
+    world.sandbox.remove("checkpoints");
+    world.sandbox.remove("lake");
+    world.sandbox.write(FILE, &PIPELINE.replace("dead_letters:", &passed));
+    world.drain().success();
+    world.run(&[&rewind[..], &["--yes"]].concat()).success();
+    assert_eq!(world.table("silver.after", "SELECT count(*) FROM t"), ["0"]);
+    world.drain().success();
+    world.assert_tables();
+    let good = Tables::of(&world.files).bronze.len().to_string();
+    assert_eq!(world.table("silver.after", "SELECT count(*) FROM t"), [good]);
+}
+
+#[test]
+fn dead_letters_of_a_source_that_was_taken_out_of_the_file_stay() {
+    let mut world = World::new("taken-out");
+    let two = PIPELINE
+        .replace("source:\n  files", "sources:\n  source:\n    files")
+        .replace("  format: json\n  schema", "    format: json\n    schema");
+    let other = "  other:\n    files: {path: other, pattern: \"*.ndjson\"}\n    format: json\n    \
+                 schema: {id: string}\nbatch:";
+    let other_table = "tables:\n  bronze.other:\n    from: other\n    write: append\n";
+    world.sandbox.write(FILE, &two.replace("batch:", other).replace("tables:\n", other_table));
+    fs::create_dir_all(world.path("other")).expect("a folder");
+    world.land(30);
+    let file = world.files.keys().next().expect("a file").clone();
+    // The same name in both folders: only the source tells the letters apart.
+    world.sandbox.write(&format!("other/{file}"), "not json\n");
+    world.drain().success();
+    world.sandbox.write(FILE, &two);
+    world.run(&["offsets", "rewind", FILE, "--to", "earliest", "--yes"]).success();
+    assert_eq!(world.table("dlq.orders", "SELECT \"table\" FROM t"), ["other"]);
+}
+
+#[test]
+fn commands_to_type_carry_the_target_and_survive_a_shell() {
+    let mut world = World::new("quoted");
+    let file = "my orders.yaml";
+    world.sandbox.write(file, &format!("{PIPELINE}targets:\n  prod: {{lake: ./lake}}\n"));
+    world.land(30);
+    world.run(&["run", file, "--target", "prod", "--trigger", "available_now"]).success();
+    let dry = world.run(&["offsets", "rewind", file, "--to", "earliest", "--target", "prod"]).success();
+    let command = "tidegate offsets rewind 'my orders.yaml' --target prod --to earliest --yes";
+    assert!(dry.stdout.contains(command), "{}", dry.report());
+    world.sandbox.remove("checkpoints");
+    let lost = ["run", file, "--target", "prod", "--trigger", "available_now"];
+    world.run(&lost).code(&[78]).says("tidegate checkpoint rebuild 'my orders.yaml' --target prod");
+    let dry = world.run(&["checkpoint", "rebuild", file, "--target", "prod"]).success();
+    assert!(
+        dry.stdout.contains("tidegate checkpoint rebuild 'my orders.yaml' --target prod --yes"),
+        "{}",
+        dry.report()
+    );
 }

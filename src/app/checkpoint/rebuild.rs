@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
-use super::super::output::aligned;
+use super::super::output::{aligned, file_argument};
 use super::super::{Failure, Outcome, compose};
 use super::positions;
 use crate::checkpoint::inspect::{Entry, Object};
@@ -62,7 +62,7 @@ pub(in crate::app) async fn rebuild(global: &Global, args: &CheckpointRebuildArg
         // A fresh look: this one knows the folder by what was just moved away.
         write(&compose::open_log(&spec)?, &spec, &rebuilt, &owner).await?;
     }
-    Ok(outcome(args, &location, &facts, &rebuilt, &work, moved_to))
+    Ok(outcome(global, args, &location, &facts, &rebuilt, &work, moved_to))
 }
 
 /// Asks every table of the pipeline.
@@ -201,6 +201,7 @@ async fn write(log: &ObjectLog, spec: &PipelineSpec, rebuilt: &Rebuilt, owner: &
 }
 
 fn outcome(
+    global: &Global,
     args: &CheckpointRebuildArgs,
     location: &str,
     facts: &Facts,
@@ -208,7 +209,7 @@ fn outcome(
     work: &Work,
     moved_to: Option<String>,
 ) -> Outcome {
-    let file = args.pipeline.file.display();
+    let file = file_argument(global, &args.pipeline.file);
     let Rebuilt { batch, lacking, .. } = rebuilt;
     let written: Vec<String> = objects(rebuilt).into_iter().filter(|object| !work.kept.contains(object)).collect();
     let verb = if args.yes { "was rebuilt" } else { "can be rebuilt" };

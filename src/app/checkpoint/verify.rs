@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use super::super::output::file_argument;
 use super::super::{Failure, Outcome, compose};
 use super::state;
 use crate::checkpoint::CheckpointLog;
@@ -88,7 +89,7 @@ pub(in crate::app) async fn verify(global: &Global, args: &CheckpointVerifyArgs)
         }
     }
     let broken = findings.iter().filter(|finding| finding.broken).count();
-    let file = args.pipeline.file.display().to_string();
+    let file = file_argument(global, &args.pipeline.file);
     for line in findings.iter_mut().flat_map(|finding| &mut finding.mend) {
         *line = line.replace(" FILE", &format!(" {file}"));
     }
