@@ -315,6 +315,7 @@ impl Runner {
                     version: state.version,
                     applied: state.applied,
                     memory: state.memory,
+                    memory_harmed: state.memory_harmed,
                     made_by,
                     restored: state.restored,
                     foreign: state.foreign,
