@@ -48,7 +48,13 @@ impl Memory {
     pub(super) fn open(lake: &Storage, definition: &TableDefinition) -> Result<Memory> {
         let below = format!("_tidegate/deletes/{}", definition.name.replace('.', "/"));
         let handle = Handle::new(lake.join(&below)?);
-        Ok(Memory { handle, loaded: false, unharmed: None, table: definition.name.clone(), maker: definition.maker.clone() })
+        Ok(Memory {
+            handle,
+            loaded: false,
+            unharmed: None,
+            table: definition.name.clone(),
+            maker: definition.maker.clone(),
+        })
     }
 
     /// Deletes that another checkpoint remembers say nothing about this one's rows: its offsets may be those of another

@@ -74,8 +74,7 @@ impl Seen {
 /// Looks back as far as it takes: a restore is found however much was committed after it.
 async fn look(handle: &Handle, whose: Whose<'_>) -> Result<Seen> {
     let newest = handle.version().unwrap_or(-1);
-    let mut seen =
-        Seen { newest, oldest: newest, restores: BTreeMap::new(), writes: Vec::new(), changed_since: None };
+    let mut seen = Seen { newest, oldest: newest, restores: BTreeMap::new(), writes: Vec::new(), changed_since: None };
     let (mut next, mut page, mut is_changed) = (newest, 1, false);
     'pages: while next >= 0 {
         let versions: Vec<i64> = ((next + 1 - page).max(0)..=next).rev().collect();
