@@ -47,6 +47,10 @@ pub struct Note {
     /// Digest of what gives this table's rows their meaning; `None` for dead letters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub meaning: Option<String>,
+    /// The version that this table's memory of deletes has reached, -1 while there is none. `None` = the table has none, or
+    /// a tidegate wrote this that did not note it yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<i64>,
     /// Every table that the batch is applied to, dead letters included.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tables: Vec<String>,
@@ -81,6 +85,7 @@ impl Note {
             pinned: plan.pinned.clone(),
             recipe: plan.recipe.clone(),
             meaning: plan.meaning.get(table).map(|meaning| digest(meaning)),
+            memory: None,
             tables,
         };
         serde_json::to_string(&Wrapped { tidegate: note }).unwrap_or_default()
@@ -89,6 +94,13 @@ impl Note {
     /// Reads a note; `None` = not one of tidegate's.
     pub fn read(text: &str) -> Option<Note> {
         serde_json::from_str::<Wrapped>(text).ok().map(|wrapped| wrapped.tidegate)
+    }
+
+    /// The same note, which also tells how far the memory of deletes has come: it is known only when the commit is made.
+    /// What is not a note stays as it is.
+    pub fn with_memory(text: &str, memory: i64) -> String {
+        let with = |note| Wrapped { tidegate: Note { memory: Some(memory), ..note } };
+        Note::read(text).and_then(|note| serde_json::to_string(&with(note)).ok()).unwrap_or_else(|| text.to_string())
     }
 
     /// The position before the batch.
@@ -185,7 +197,11 @@ mod tests {
         assert_eq!(note.before(), position);
         assert_eq!(note.after()["source"], offsets(&[("a", 9), ("b", 20), ("gone", 3)]));
         assert_eq!(note.after()["retired"], offsets(&[("x", 1)]));
-        assert_eq!(note.meaning, Some(digest("upsert")));
+        assert_eq!((note.meaning.clone(), note.memory), (Some(digest("upsert")), None));
+        let text = Note::write(&plan, "id", "silver", &position, vec!["silver".into()]);
+        assert!(!text.contains("memory"), "notes of older commits look like this: {text}");
+        assert_eq!(Note::read(&Note::with_memory(&text, 4)), Some(Note { memory: Some(4), ..note.clone() }));
+        assert_eq!(Note::with_memory("{\"batch\":3}", 4), "{\"batch\":3}");
 
         let back = BatchPlan {
             sources: source(ranges(&[("a", 2, 2)])),

@@ -25,8 +25,17 @@ pub struct TableTrace {
     pub restored: bool,
     /// Version of its memory of deletes.
     pub memory: Option<i64>,
+    /// Others restored or changed it.
+    pub memory_harmed: bool,
     /// Its newest commits that carry a batch, newest first: Delta version, batch, note.
     pub carriers: Vec<(i64, BatchId, Option<Note>)>,
+}
+
+impl TableTrace {
+    /// How far the memory of deletes had come, as the newest commits tell; `None` = they do not.
+    pub fn noted_memory(&self) -> Option<i64> {
+        self.carriers.iter().filter_map(|(_, _, note)| note.as_ref()?.memory).max()
+    }
 }
 
 /// Everything that a rebuild may look at.
@@ -98,6 +107,15 @@ pub enum Refusal {
         /// The table.
         table: String,
     },
+    /// A table's memory of deletes is gone, or is not what its last batch left.
+    MemoryLost {
+        /// The table.
+        table: String,
+        /// The version of the memory now.
+        found: Option<i64>,
+        /// What the table's newest commit says, if it does.
+        was: Option<i64>,
+    },
     /// A table lacks more than the last batch.
     Lags {
         /// The table.
@@ -154,6 +172,15 @@ impl fmt::Display for Refusal {
             Refusal::Restored { table } => {
                 write!(f, "table {table} was restored to an older version: rows of its last batch are missing")
             }
+            Refusal::MemoryLost { table, found, was } => {
+                let at = |version: &Option<i64>| version.map_or("gone".to_string(), |v| format!("at version {v}"));
+                write!(f, "the memory of deletes of {table} (<lake>/_tidegate/deletes) is {}, ", at(found))?;
+                match was.filter(|was| *found < Some(*was)) {
+                    Some(was) => write!(f, "and the table's newest batch left it at version {was}")?,
+                    None => write!(f, "and others restored or changed it")?,
+                }
+                write!(f, ": late rows would revive deleted keys")
+            }
             Refusal::Lags { table, applied, newest } => write!(
                 f,
                 "table {table} holds batch {applied} only, others hold batch {newest}: one crash does not leave that"
@@ -190,6 +217,10 @@ impl Refusal {
             Refusal::Restored { .. } => {
                 &["undo the restore (RESTORE TABLE to the version before it), then rebuild again", backup]
             }
+            Refusal::MemoryLost { .. } => &[
+                "bring its folder back from a backup, or undo the change: RESTORE it to the version before that",
+                "or give the pipeline a new `name` and a new `lake` to rebuild every table from the source",
+            ],
             Refusal::Lags { .. } => &[
                 "was it left out of the pipeline file for a while? take it out again, rebuild, and give it a new name",
                 "was the table's folder replaced by an older copy? bring the newest one back",
@@ -216,6 +247,7 @@ pub fn rebuild(facts: &Facts) -> Result<Rebuilt, Refusal> {
     if let Some((table, _)) = present.iter().find(|(_, trace)| trace.restored) {
         return Err(Refusal::Restored { table: table.to_string() });
     }
+    check_memory(&present)?;
     let newest = present.values().filter_map(|trace| trace.applied).max().ok_or(Refusal::NoBatches)?;
     let note = agreed(&present, newest)?;
     let earlier = match newest {
@@ -299,7 +331,7 @@ fn agreed(present: &BTreeMap<&String, &TableTrace>, batch: BatchId) -> Result<No
         let Some(note) = sufficient else {
             return Err(Refusal::NoNote { table: table.to_string(), batch });
         };
-        let note = Note { meaning: None, ..note.clone() };
+        let note = Note { meaning: None, memory: None, ..note.clone() };
         match &known {
             Some((other, story)) if *story != note => {
                 return Err(Refusal::Disagree { batch, tables: (other.to_string(), table.to_string()) });
@@ -310,6 +342,17 @@ fn agreed(present: &BTreeMap<&String, &TableTrace>, batch: BatchId) -> Result<No
     }
     // Nobody carries it: only asked for the batch before, which then nobody needs.
     known.map(|(_, note)| note).ok_or(Refusal::NoBatches)
+}
+
+/// The memory of deletes must still be what the table's newest batches counted on: the rebuilt receipts could not say.
+fn check_memory(present: &BTreeMap<&String, &TableTrace>) -> Result<(), Refusal> {
+    for (table, trace) in present {
+        let was = trace.noted_memory();
+        if trace.memory_harmed || trace.memory.unwrap_or(-1) < was.unwrap_or(-1) {
+            return Err(Refusal::MemoryLost { table: table.to_string(), found: trace.memory, was });
+        }
+    }
+    Ok(())
 }
 
 fn check_meaning(facts: &Facts, present: &BTreeMap<&String, &TableTrace>) -> Result<(), Refusal> {

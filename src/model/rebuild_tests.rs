@@ -134,6 +134,30 @@ fn what_no_single_crash_leaves_is_refused() {
 }
 
 #[test]
+fn a_memory_of_deletes_that_is_not_what_the_newest_note_says_is_refused() {
+    let rebuilt = |found: Option<i64>, noted: [Option<i64>; 2], harmed: bool| {
+        let mut facts = facts([Some(4); 3]);
+        let silver = facts.tables.get_mut("silver").and_then(Option::as_mut).expect("there");
+        (silver.memory, silver.memory_harmed) = (found, harmed);
+        for (carrier, memory) in silver.carriers.iter_mut().zip(noted) {
+            carrier.2.as_mut().expect("a note").memory = memory;
+        }
+        rebuild(&facts)
+    };
+    let lost = |found, noted, harmed| match rebuilt(found, noted, harmed) {
+        Err(Refusal::MemoryLost { table, .. }) => table == "silver",
+        other => other.map(|_| false).expect("rebuilds"),
+    };
+    assert!(lost(None, [Some(3), Some(2)], false), "gone");
+    assert!(lost(None, [Some(0), Some(-1)], false), "gone after its first deletes");
+    assert!(lost(Some(2), [Some(3), Some(2)], false), "an older copy");
+    assert!(lost(Some(9), [Some(3), Some(2)], true), "restored");
+    for (found, noted) in [(Some(3), Some(3)), (Some(7), Some(3)), (None, Some(-1)), (None, None), (Some(3), None)] {
+        assert!(!lost(found, [noted, None], false), "{found:?} {noted:?}");
+    }
+}
+
+#[test]
 fn two_batches_that_do_not_follow_each_other_are_refused() {
     let mut facts = facts([Some(4), Some(3), Some(3)]);
     if let Some(Some(bronze)) = facts.tables.get_mut("bronze") {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::batch::{BatchId, BatchPlan, CommitRecord, ForeignWrite};
+use super::batch::{BatchId, BatchPlan, CommitRecord, ForeignWrite, Receipt};
 use super::note::Note;
 
 /// What storage says about one table.
@@ -16,6 +16,8 @@ pub struct TableFact {
     pub applied: Option<BatchId>,
     /// Version of its memory of deletes; `None` = it has none.
     pub memory: Option<i64>,
+    /// Others restored or changed its memory of deletes.
+    pub memory_harmed: bool,
     /// (pipeline, pipeline id) of whoever created it; `None` = not tidegate.
     pub made_by: Option<(String, String)>,
     /// Somebody restored the table to a version before the one that carries `applied`.
@@ -270,7 +272,8 @@ fn check_table(
         let was = receipt.map_or(version - 1, |receipt| receipt.delta_version);
         return Err(Inconsistency::TableRestored { table: name(), version, was });
     }
-    if receipt.is_some_and(|receipt| receipt.memory_version.is_some() && fact.memory < receipt.memory_version) {
+    let went_back = |receipt: &Receipt| receipt.memory_version.is_some() && fact.memory < receipt.memory_version;
+    if fact.memory_harmed || receipt.is_some_and(went_back) {
         return Err(Inconsistency::MemoryLost { table: name() });
     }
     match (receipt, fact.version) {
@@ -353,7 +356,7 @@ impl fmt::Display for Inconsistency {
             Inconsistency::MemoryLost { table } => {
                 write!(
                     f,
-                    "the memory of deletes of {table} (<lake>/_tidegate/deletes) was dropped or restored: late rows would revive deleted keys"
+                    "the memory of deletes of {table} (<lake>/_tidegate/deletes) was dropped, restored or changed by others: late rows would revive deleted keys"
                 )
             }
             Inconsistency::OtherPlan { batch, table } => {
@@ -427,12 +430,15 @@ impl Inconsistency {
                 );
                 return vec![back, VERIFY.to_string(), START_OVER.to_string()];
             }
-            Inconsistency::TableLost { .. } | Inconsistency::MemoryLost { .. } => {
-                &["bring the table's folder back from a backup", VERIFY, START_OVER]
-            }
             Inconsistency::OtherPlan { .. } => &[
                 "is another runner using the same lake with a copy of the checkpoint folder? stop one of the two, and keep the folder that is further",
                 "or move this folder away and rebuild it from the tables: tidegate checkpoint rebuild FILE",
+            ],
+            Inconsistency::TableLost { .. } => &["bring the table's folder back from a backup", VERIFY, START_OVER],
+            Inconsistency::MemoryLost { .. } => &[
+                "bring its folder back from a backup, or undo the change: RESTORE it to the version before that",
+                VERIFY,
+                START_OVER,
             ],
             Inconsistency::ChangedMidway { .. } => {
                 &["put the file back as it was (git stash), run once to finish the batch, then change it"]
@@ -449,7 +455,7 @@ impl Inconsistency {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::batch::{FORMAT_VERSION, Owner, Receipt};
+    use crate::model::batch::{FORMAT_VERSION, Owner};
     use chrono::DateTime;
 
     fn plan(batch: BatchId) -> BatchPlan {
@@ -634,6 +640,11 @@ mod tests {
             let is_lost = matches!(recover(&facts), Decision::Halt(Inconsistency::MemoryLost { .. }));
             assert_eq!(is_lost, halted, "{memory:?}");
         }
+        // A restore makes a newer version, and may come before the first receipt that names the memory.
+        facts.tables.get_mut("silver").expect("there").memory_harmed = true;
+        assert!(matches!(halts(&facts), Inconsistency::MemoryLost { .. }));
+        facts.commit.as_mut().and_then(|commit| commit.tables.get_mut("silver")).expect("there").memory_version = None;
+        assert!(matches!(halts(&facts), Inconsistency::MemoryLost { .. }));
     }
 
     #[test]

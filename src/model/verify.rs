@@ -49,8 +49,10 @@ pub fn chain(plans: &BTreeMap<BatchId, BatchPlan>, commits: &BTreeMap<BatchId, C
         if !commits.contains_key(&batch) && batch < newest {
             // Clean-up takes plans first: below the oldest commit record nothing is expected.
             let begun = commits.keys().next().is_some_and(|first| *first < batch);
-            if begun || batch + 1 == newest {
-                findings.push(missing("commit record", batch, batch + 1 == newest));
+            // A pending batch starts from the record before it; a newest batch that is done stands for itself.
+            let matters = batch + 1 == newest && !commits.contains_key(&newest);
+            if begun || matters {
+                findings.push(missing("commit record", batch, matters));
             }
         }
     }
@@ -153,6 +155,16 @@ mod tests {
         assert_eq!((old.len(), broken(&old).len()), (1, 0));
         let commits = (0..6).map(commit).collect();
         assert_eq!(broken(&chain(&(0..8).map(plan).collect(), &commits)), ["the commit record of batch 6 is missing"]);
+    }
+
+    #[test]
+    fn a_newest_batch_that_is_done_needs_nothing_below_it() {
+        let commits = (0..6).chain([7]).map(commit).collect();
+        let findings = chain(&(0..8).map(plan).collect(), &commits);
+        assert_eq!((findings.len(), broken(&findings).len()), (1, 0), "{findings:?}");
+        // An older copy of the folder, and a head that was rebuilt from the tables.
+        let findings = chain(&(0..4).chain([7]).map(plan).collect(), &(0..4).chain([7]).map(commit).collect());
+        assert_eq!((findings.len(), broken(&findings).len()), (6, 0), "{findings:?}");
     }
 
     #[test]

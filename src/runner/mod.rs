@@ -322,6 +322,7 @@ impl Runner {
                     version: state.version,
                     applied: state.applied,
                     memory: state.memory,
+                    memory_harmed: state.memory_harmed,
                     made_by,
                     restored: state.restored,
                     note,

@@ -49,6 +49,8 @@ pub struct TableState {
     pub applied: Option<BatchId>,
     /// Version of its memory of deletes; `None` = it has none.
     pub memory: Option<i64>,
+    /// Others restored or changed its memory of deletes since this pipeline's last commit there.
+    pub memory_harmed: bool,
     /// Who created it, from the table's properties; `None` = not tidegate.
     pub made_by: Option<Maker>,
     /// Somebody restored the table to a version before the one that carries `applied`: rows of that batch are missing.

@@ -18,6 +18,8 @@ pub struct Trace {
     pub restored: bool,
     /// Version of its memory of deletes.
     pub memory: Option<i64>,
+    /// Others restored or changed it.
+    pub memory_harmed: bool,
     /// The newest commits that carry a batch, newest first, two at most.
     pub carriers: Vec<Carrier>,
 }

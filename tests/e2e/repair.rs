@@ -637,3 +637,57 @@ fn commands_to_type_carry_the_target_and_survive_a_shell() {
         dry.report()
     );
 }
+
+#[test]
+fn a_rebuild_over_an_older_copy_of_the_folder_leaves_nothing_broken() {
+    let mut world = World::new("older-copy");
+    world.land(30);
+    world.drain().success();
+    let (log, aside) = (world.path("checkpoints/orders"), world.path("older"));
+    copy(&log, &aside);
+    for _ in 0..3 {
+        world.land(30);
+        world.drain().success();
+    }
+    fs::remove_dir_all(&log).expect("deletable");
+    copy(&aside, &log);
+    world.rebuild().success();
+    world.verify().success();
+    world.land(10);
+    world.drain().success();
+    world.assert_tables();
+    world.verify().success();
+}
+
+#[test]
+fn a_memory_of_deletes_that_is_gone_is_not_forgotten_by_a_rebuild() {
+    let mut world = World::new("memory-gone");
+    for _ in 0..4 {
+        world.land(35);
+    }
+    world.drain().success();
+    let (memory, aside) = (world.path("lake/_tidegate/deletes/silver/orders"), world.path("aside"));
+    assert!(lake::version(&memory) > Some(1), "no deletes in the landing files");
+    fs::rename(&memory, &aside).expect("movable");
+    world.drain().code(&[78]).says("memory of deletes of silver.orders");
+    world.sandbox.remove("checkpoints");
+    world.rebuild().code(&[78]).says("memory of deletes of silver.orders").says("from a backup");
+    assert!(!world.path("checkpoints/orders").exists(), "a refusal writes nothing");
+    fs::rename(&aside, &memory).expect("movable");
+    let done = world.rebuild().success();
+    assert!(!done.stdout.contains("whether the memory of deletes"), "its notes tell: {}", done.report());
+    world.land(10);
+    world.drain().success();
+    world.assert_tables();
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("readable").flatten() {
+        let target = to.join(entry.file_name());
+        match entry.path().is_dir() {
+            true => copy(&entry.path(), &target),
+            false => drop(fs::copy(entry.path(), target).expect("copied")),
+        }
+    }
+}

@@ -111,6 +111,7 @@ pub fn decide(plan: Option<Plan>, commit: Option<Record>, seen: &[Seen; TABLES +
         version: seen[table].version.map(i64::from),
         applied: seen[table].applied.map(i64::from),
         memory: if table == SILVER { seen[MEMORY].version.map(i64::from) } else { None },
+        memory_harmed: false,
         made_by: seen[table].version.map(|_| (PIPELINE.to_string(), "id".to_string())),
         restored: false,
         foreign: Vec::new(),

@@ -15,7 +15,7 @@ use crate::checkpoint::inspect::{Entry, Object};
 use crate::checkpoint::log::ObjectLog;
 use crate::checkpoint::{CheckpointLog, Claim, Identity};
 use crate::cli::{CheckpointRebuildArgs, Global};
-use crate::config::spec::PipelineSpec;
+use crate::config::spec::{PipelineSpec, TableSpec, WriteSpec};
 use crate::error::{Error, Result};
 use crate::model::batch::{FORMAT_VERSION, Owner, Start};
 use crate::model::note::Note;
@@ -62,7 +62,7 @@ pub(in crate::app) async fn rebuild(global: &Global, args: &CheckpointRebuildArg
         // A fresh look: this one knows the folder by what was just moved away.
         write(&compose::open_log(&spec)?, &spec, &rebuilt, &owner).await?;
     }
-    Ok(outcome(global, args, &location, &facts, &rebuilt, &work, moved_to))
+    Ok(outcome(global, args, &spec, &location, &facts, &rebuilt, &work, moved_to))
 }
 
 /// Asks every table of the pipeline.
@@ -76,6 +76,7 @@ async fn look(spec: &PipelineSpec, tables: &[String], owner: &Owner) -> Result<F
             applied: trace.applied,
             restored: trace.restored,
             memory: trace.memory,
+            memory_harmed: trace.memory_harmed,
             carriers: trace
                 .carriers
                 .into_iter()
@@ -200,9 +201,21 @@ async fn write(log: &ObjectLog, spec: &PipelineSpec, rebuilt: &Rebuilt, owner: &
     Ok(())
 }
 
+/// Tables that remember deletes, and whose commits do not say how far their memory had come.
+fn untold<'a>(spec: &'a PipelineSpec, facts: &'a Facts) -> impl Iterator<Item = &'a str> {
+    let remembers = |table: &&TableSpec| matches!(table.write, WriteSpec::Upsert { delete_when: Some(_), .. });
+    let is_silent = |table: &&TableSpec| {
+        let trace = facts.tables.get(&table.name).and_then(Option::as_ref);
+        trace.is_some_and(|trace| trace.applied.is_some() && trace.noted_memory().is_none())
+    };
+    spec.tables.iter().filter(remembers).filter(is_silent).map(|table| table.name.as_str())
+}
+
+#[allow(clippy::too_many_arguments)] // All that there is to tell, once.
 fn outcome(
     global: &Global,
     args: &CheckpointRebuildArgs,
+    spec: &PipelineSpec,
     location: &str,
     facts: &Facts,
     rebuilt: &Rebuilt,
@@ -241,11 +254,14 @@ fn outcome(
     for object in &written {
         text.push_str(&format!("  {}: {object}\n", if args.yes { "wrote" } else { "writes" }));
     }
-    let unknown = [
+    let mut unknown = vec![
         "batches before these: their history is lost, and `offsets rewind --to batch:N` cannot name them".to_string(),
         "counters and timings of the rebuilt batches (rows, dead letters, expectations): they read 0".to_string(),
         "sources and partitions that no batch has named".to_string(),
     ];
+    unknown.extend(untold(spec, facts).map(|table| {
+        format!("whether the memory of deletes of {table} is whole: its newest commits do not say, an older tidegate wrote them")
+    }));
     unknown.iter().for_each(|line| text.push_str(&format!("  not known any more: {line}\n")));
     text.push_str(&match args.yes {
         true => format!("  next: tidegate run {file}\n"),

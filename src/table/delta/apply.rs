@@ -19,6 +19,7 @@ use super::{ATTEMPTS, DeltaLakeTable, Touched};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fail;
 use crate::model::batch::{BatchId, Receipt};
+use crate::model::note::Note;
 use crate::table::{Change, Txn, WriteMode};
 
 /// Files written and rows counted, not committed yet.
@@ -196,6 +197,12 @@ impl DeltaLakeTable {
         actions.extend(removes);
         actions.extend(adds.iter().cloned().map(Action::Add));
         fail::hit(fail::PREPARED)?;
+        // The memory is written by now: a rebuild of the checkpoint counts on as much of it.
+        let user_metadata = match self.memory.as_ref().and_then(super::deletes::Memory::reached) {
+            Some(memory) => Note::with_memory(&txn.user_metadata, memory),
+            None => txn.user_metadata.clone(),
+        };
+        let txn = &Txn { user_metadata, ..txn.clone() };
         match self.handle.commit(actions, operation, txn).await {
             Ok(version) => Ok((Receipt { delta_version: version, ..receipt }, touched)),
             Err(failure) => Err(Failure::Commit(Box::new(Attempted { failure, adds, receipt, touched }))),

@@ -17,6 +17,7 @@ use std::cmp::Ordering;
 
 use super::create::create;
 use super::handle::Handle;
+use super::others;
 use super::rows::Encoder;
 use super::scan::{Pruner, Reader};
 use super::schema::{conform, made_by};
@@ -36,6 +37,8 @@ const SMALL_FILE: u64 = 16 << 20;
 pub(super) struct Memory {
     handle: Handle,
     loaded: bool,
+    /// The version up to which nobody else has done it any harm.
+    unharmed: Option<i64>,
     /// The table it belongs to.
     table: String,
     maker: Maker,
@@ -45,7 +48,13 @@ impl Memory {
     pub(super) fn open(lake: &Storage, definition: &TableDefinition) -> Result<Memory> {
         let below = format!("_tidegate/deletes/{}", definition.name.replace('.', "/"));
         let handle = Handle::new(lake.join(&below)?);
-        Ok(Memory { handle, loaded: false, table: definition.name.clone(), maker: definition.maker.clone() })
+        Ok(Memory {
+            handle,
+            loaded: false,
+            unharmed: None,
+            table: definition.name.clone(),
+            maker: definition.maker.clone(),
+        })
     }
 
     /// Deletes that another checkpoint remembers say nothing about this one's rows: its offsets may be those of another
@@ -69,11 +78,44 @@ impl Memory {
             )))
     }
 
-    /// Reads its version from storage.
-    pub(super) async fn observe(&mut self) -> Result<Option<i64>> {
+    /// Reads its version from storage, and whether others have taken deletes away from it.
+    pub(super) async fn observe(&mut self) -> Result<(Option<i64>, bool)> {
         self.handle.load().await?;
-        self.loaded = true;
-        Ok(self.version())
+        (self.loaded, self.unharmed) = (true, None);
+        Ok((self.version(), self.is_harmed().await?))
+    }
+
+    /// What the note of a commit says: the version that the memory has reached, -1 while there is none. `None` = it was
+    /// not looked at.
+    pub(super) fn reached(&self) -> Option<i64> {
+        self.loaded.then(|| self.version().unwrap_or(-1))
+    }
+
+    /// A restore raises the version like any other commit, so only the log tells. Each version is looked at once.
+    async fn is_harmed(&mut self) -> Result<bool> {
+        let version = self.version();
+        if version == self.unharmed {
+            return Ok(false);
+        }
+        let is_harmed = others::harmed(&self.handle).await?;
+        if !is_harmed {
+            self.unharmed = version;
+        }
+        Ok(is_harmed)
+    }
+
+    /// Never over a version that others have made: buried under our own commit it would not be found again.
+    async fn check_unharmed(&mut self) -> Result<()> {
+        if !self.is_harmed().await? {
+            return Ok(());
+        }
+        let text = format!("the memory of deletes of {} was restored or changed by others", self.table);
+        Err(Error::config(text)
+            .with("at", self.handle.location())
+            .with("version", self.version().unwrap_or_default())
+            .help("no row of this batch was written to the table: late rows would revive deleted keys")
+            .help("undo it: RESTORE that folder to the version before the change, then run again")
+            .help("what the log and the tables hold: tidegate checkpoint verify FILE"))
     }
 
     /// Its version as last seen; `None` = nothing was ever deleted.
@@ -100,6 +142,7 @@ impl Memory {
             false => self.handle.load().await?,
         };
         self.check_owner()?;
+        self.check_unharmed().await?;
         self.loaded = true;
         let mut verdicts = vec![None; winners.len()];
         if self.handle.state().is_none() {
@@ -155,6 +198,7 @@ impl Memory {
                 self.handle.load().await?;
             }
             self.check_owner()?;
+            self.check_unharmed().await?;
             if self.handle.applied(&txn.app_id).await?.is_some_and(|applied| applied >= txn.batch) {
                 return Ok(());
             }
@@ -213,7 +257,10 @@ impl Memory {
             epoch_id: txn.batch,
         };
         match self.handle.commit(actions, operation, txn).await {
-            Ok(_) => Ok(()),
+            Ok(version) => {
+                self.unharmed = Some(version);
+                Ok(())
+            }
             Err(failure) => {
                 if failure.is_conflict() {
                     remove(&store, &adds).await;

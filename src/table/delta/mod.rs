@@ -203,12 +203,12 @@ impl Table for DeltaLakeTable {
             self.check_columns_since(carrier).await?;
         }
         self.foreign = others.writes.clone();
-        let memory = match &mut self.memory {
+        let (memory, memory_harmed) = match &mut self.memory {
             Some(memory) => memory.observe().await?,
-            None => None,
+            None => (None, false),
         };
         let (restored, foreign) = (others.went_back, others.writes);
-        Ok(TableState { version: self.handle.version(), applied, memory, made_by, restored, foreign })
+        Ok(TableState { version: self.handle.version(), applied, memory, memory_harmed, made_by, restored, foreign })
     }
 
     async fn note(&mut self, app_id: &str, batch: BatchId) -> Result<Option<String>> {

@@ -3,15 +3,19 @@
 
 use std::collections::BTreeMap;
 
+use futures::future::join_all;
 use serde_json::Value;
 
-use super::handle::{Handle, NONCE, signed};
-use super::restored::is_behind;
+use super::handle::{Handle, NONCE};
+use super::restored::{in_effect, is_behind};
 use crate::error::Result;
 use crate::model::batch::ForeignWrite;
 
-/// Commits of others that are looked through: far more than maintenance makes between two batches.
-const LOOK_BACK: i64 = 200;
+/// Commits that are read at once: one at first, as the newest nearly always carries the batch, then more and more.
+const PAGE: i64 = 32;
+
+/// Writes of others that are named; what they changed beyond that is told by the table's history.
+const NAMED: usize = 200;
 
 /// What the commits after the last batch did.
 #[derive(Debug, Default)]
@@ -26,26 +30,74 @@ pub(super) struct Others {
 
 /// Looks through the commits after the one that carries the last batch of `app_id`.
 pub(super) async fn since(handle: &Handle, app_id: &str) -> Result<Others> {
-    let mut others = Others::default();
-    let Some(newest) = handle.state().map(|state| signed(state.version())) else { return Ok(others) };
-    let mut restores = BTreeMap::new();
-    let (mut oldest, mut is_changed) = (newest, false);
-    for version in (newest.saturating_sub(LOOK_BACK).max(0)..=newest).rev() {
-        // Older entries may have been cleaned up.
-        let Some(entry) = handle.entry(version).await? else { break };
-        oldest = version;
-        let commit = Commit::parse(&entry, version, app_id);
-        if commit.carries {
-            others.changed_since = is_changed.then_some(version);
-            break;
-        }
-        is_changed |= commit.changes_table;
-        restores.extend(commit.restored.map(|target| (version, target)));
-        others.writes.extend(commit.write);
-    }
-    others.writes.reverse();
-    others.went_back = is_behind(&restores, oldest, newest);
+    let seen = look(handle, Whose::App(app_id)).await?;
+    let mut others = Others { went_back: seen.is_behind(), changed_since: seen.changed_since, writes: seen.writes };
+    others.writes.drain(..others.writes.len().saturating_sub(NAMED));
     Ok(others)
+}
+
+/// Whether others took rows away from, or changed rows of, a table that only tidegate writes to, since tidegate's last
+/// batch in it. What a restore has undone does not count.
+pub(super) async fn harmed(handle: &Handle) -> Result<bool> {
+    let seen = look(handle, Whose::Ours).await?;
+    let Some(in_effect) = in_effect(&seen.restores, seen.oldest, seen.newest) else { return Ok(true) };
+    let counts = |write: &ForeignWrite| in_effect.iter().any(|versions| versions.contains(&write.version));
+    Ok(seen.writes.iter().any(counts))
+}
+
+/// Which commit ends the look back.
+#[derive(Clone, Copy)]
+enum Whose<'a> {
+    /// One that carries a batch of this application id.
+    App(&'a str),
+    /// One that carries any batch and that tidegate made.
+    Ours,
+}
+
+/// What was seen from the newest commit back to the one that carries a batch.
+struct Seen {
+    newest: i64,
+    /// The carrier, or the oldest commit that the log still has.
+    oldest: i64,
+    restores: BTreeMap<i64, Option<i64>>,
+    /// Oldest first.
+    writes: Vec<ForeignWrite>,
+    changed_since: Option<i64>,
+}
+
+impl Seen {
+    fn is_behind(&self) -> bool {
+        is_behind(&self.restores, self.oldest, self.newest)
+    }
+}
+
+/// Looks back as far as it takes: a restore is found however much was committed after it.
+async fn look(handle: &Handle, whose: Whose<'_>) -> Result<Seen> {
+    let newest = handle.version().unwrap_or(-1);
+    let mut seen = Seen { newest, oldest: newest, restores: BTreeMap::new(), writes: Vec::new(), changed_since: None };
+    let (mut next, mut page, mut is_changed) = (newest, 1, false);
+    'pages: while next >= 0 {
+        let versions: Vec<i64> = ((next + 1 - page).max(0)..=next).rev().collect();
+        // All are waited for, also when one fails: dropped halfway, the reader of a log panics.
+        let entries = join_all(versions.iter().map(|version| handle.entry(*version))).await;
+        for (version, entry) in versions.into_iter().zip(entries) {
+            // Older entries may have been cleaned up.
+            let Some(entry) = entry? else { break 'pages };
+            seen.oldest = version;
+            let commit = Commit::parse(&entry, version, whose);
+            if commit.carries {
+                seen.changed_since = is_changed.then_some(version);
+                break 'pages;
+            }
+            is_changed |= commit.changes_table;
+            seen.restores.extend(commit.restored.map(|target| (version, target)));
+            seen.writes.extend(commit.write);
+        }
+        next -= page;
+        page = (page * 2).min(PAGE);
+    }
+    seen.writes.reverse();
+    Ok(seen)
 }
 
 /// What one commit says about itself.
@@ -63,14 +115,16 @@ struct Commit {
 
 impl Commit {
     /// Looks only at what matters: other writers' commits hold fields that nobody here knows.
-    fn parse(entry: &[u8], version: i64, app_id: &str) -> Commit {
+    fn parse(entry: &[u8], version: i64, whose: Whose<'_>) -> Commit {
         let mut commit = Commit::default();
-        let (mut info, mut changes_rows) = (Value::Null, false);
+        let (mut info, mut changes_rows, mut has_batch) = (Value::Null, false, false);
         for line in entry.split(|byte| *byte == b'\n') {
             let Ok(Value::Object(mut action)) = serde_json::from_slice::<Value>(line) else { continue };
-            if action.get("txn").is_some_and(|txn| txn["appId"] == app_id) {
-                commit.carries = true;
-                return commit;
+            if let Some(txn) = action.get("txn") {
+                if matches!(whose, Whose::App(app_id) if txn["appId"] == app_id) {
+                    return Commit { carries: true, ..Commit::default() };
+                }
+                has_batch = true;
             }
             commit.changes_table |= action.contains_key("metaData") || action.contains_key("protocol");
             let file = action.get("add").or_else(|| action.get("remove"));
@@ -78,6 +132,9 @@ impl Commit {
             if let Some(found) = action.remove("commitInfo") {
                 info = found;
             }
+        }
+        if matches!(whose, Whose::Ours) && has_batch && !info[NONCE].is_null() {
+            return Commit { carries: true, ..Commit::default() };
         }
         let parameters = &info["operationParameters"];
         if info["operation"] == "RESTORE" {
@@ -121,7 +178,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Commit {
-        Commit::parse(text.as_bytes(), 7, "us")
+        Commit::parse(text.as_bytes(), 7, Whose::App("us"))
     }
 
     #[test]

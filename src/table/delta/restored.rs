@@ -2,17 +2,34 @@
 //! the batch number stays, so that nothing but the log tells that rows are missing.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 /// Follows restores from the `newest` version to the one whose files it has, and compares that with `carrier`, the
 /// version that carries the last batch. A restore to the carrier or later undoes one that went further back.
 pub(super) fn is_behind(restores: &BTreeMap<i64, Option<i64>>, carrier: i64, newest: i64) -> bool {
-    let mut at = newest;
+    in_effect(restores, carrier, newest).is_none()
+}
+
+/// The versions after `carrier` that the `newest` one is made of, newest first: what lies between a restore and its target
+/// was undone by it. `None` = the table is behind the carrier.
+pub(super) fn in_effect(
+    restores: &BTreeMap<i64, Option<i64>>,
+    carrier: i64,
+    newest: i64,
+) -> Option<Vec<RangeInclusive<i64>>> {
+    let (mut at, mut ranges) = (newest, Vec::new());
     loop {
         match restores.range(..=at).next_back() {
-            None => return false,
-            Some((version, Some(target))) if (carrier..*version).contains(target) => at = *target,
+            None => {
+                ranges.push(carrier + 1..=at);
+                return Some(ranges);
+            }
+            Some((version, Some(target))) if (carrier..*version).contains(target) => {
+                ranges.push(version + 1..=at);
+                at = *target;
+            }
             // Further back, or to a point in time: that may be anywhere.
-            Some(_) => return true,
+            Some(_) => return None,
         }
     }
 }

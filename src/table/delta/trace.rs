@@ -48,6 +48,7 @@ pub(in crate::table) async fn trace(
     let mut memory = Handle::new(lake.join(&format!("_tidegate/deletes/{}", name.replace('.', "/")))?);
     memory.load().await?;
     trace.memory = memory.version();
+    trace.memory_harmed = others::harmed(&memory).await?;
     Ok(Some(trace))
 }
 

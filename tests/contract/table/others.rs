@@ -92,6 +92,99 @@ async fn what_others_changed_is_in_the_receipt_of_the_next_batch_and_only_there(
     }
 }
 
+/// The memory of deletes, as another library sees it.
+async fn memory_of(lake: &Lake) -> deltalake::DeltaTable {
+    let below = format!("_tidegate/deletes/{}", TABLE.replace('.', "/"));
+    let url = url::Url::from_directory_path(lake.folder.path().join(below)).unwrap();
+    deltalake::open_table(url).await.unwrap()
+}
+
+async fn restore_memory(lake: &Lake, version: u64) {
+    memory_of(lake).await.restore().with_version_to_restore(version).await.unwrap();
+}
+
+/// Two deletes, each in a batch of its own: the memory is at version 2.
+async fn two_deletes(lake: &Lake) -> Box<dyn Table> {
+    let mut table = lake.open(definition(upsert()));
+    for (number, key) in [(0, "a"), (1, "b")] {
+        let rows = [row(key, 1, 2 * number, 1), delete(key, 5, 2 * number + 1)];
+        table.apply(Change::Rows(vec![batch(&rows)]), &txn(number)).await.unwrap();
+    }
+    assert_eq!(memory_of(lake).await.version(), Some(2));
+    table
+}
+
+fn late(number: i64) -> Change {
+    Change::Rows(vec![batch(&[row("b", 4, 10 + number, 1), delete("c", 1, 20 + number)])])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_memory_of_deletes_that_others_restored_or_changed_is_noticed_until_that_is_undone() {
+    let lake = Lake::new();
+    two_deletes(&lake).await;
+    let harmed = async || {
+        let state = lake.open(definition(upsert())).observe(&txn(0).app_id).await.unwrap();
+        assert!(state.memory >= Some(2), "{state:?}");
+        state.memory_harmed
+    };
+    assert!(!harmed().await);
+    memory_of(&lake).await.optimize().await.unwrap();
+    assert!(!harmed().await, "the same deletes in one file");
+    restore_memory(&lake, 1).await;
+    assert!(harmed().await, "the delete of b is gone");
+    memory_of(&lake).await.optimize().await.unwrap();
+    assert!(harmed().await, "a restore, then compacted");
+    restore_memory(&lake, 2).await;
+    assert!(!harmed().await, "undone");
+    let before = memory_of(&lake).await.version().unwrap();
+    memory_of(&lake).await.delete().with_predicate("order_id = 'a'").await.unwrap();
+    assert!(harmed().await, "a delete was deleted");
+    restore_memory(&lake, before).await;
+    assert!(!harmed().await, "undone");
+    let mut table = lake.open(definition(upsert()));
+    table.apply(late(2), &txn(2)).await.unwrap();
+    assert_eq!(contents(&mut table).await.len(), 0, "nobody came back");
+    assert!(!harmed().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_memory_of_deletes_that_is_restored_while_a_run_works_stops_it_before_a_row_is_written() {
+    let lake = Lake::new();
+    let mut table = two_deletes(&lake).await;
+    restore_memory(&lake, 1).await;
+    for _ in 0..2 {
+        let error = table.apply(late(2), &txn(2)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+        assert!(error.message().contains("memory of deletes of silver.orders was restored"), "{error}");
+    }
+    assert_eq!(contents(&mut table).await.len(), 0, "b was not revived");
+    restore_memory(&lake, 2).await;
+    table.apply(late(2), &txn(2)).await.unwrap();
+    assert_eq!(contents(&mut table).await.len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_is_noticed_however_much_was_committed_after_it() {
+    let lake = Lake::new();
+    let mut table = lake.open(definition(WriteMode::Append));
+    for number in 0..2 {
+        let rows = Change::Rows(vec![batch(&[row("a", number, number, 1)])]);
+        table.apply(rows, &txn(number)).await.unwrap();
+    }
+    let url = url::Url::from_directory_path(lake.path()).unwrap();
+    let other = deltalake::open_table(url).await.unwrap();
+    let (other, _) = other.restore().with_version_to_restore(1).await.unwrap();
+    let restored = other.version().unwrap();
+    // Another program's commits that change nothing.
+    for version in restored + 1..=restored + 300 {
+        let entry = lake.path().join(format!("_delta_log/{version:020}.json"));
+        std::fs::write(entry, "{\"commitInfo\":{\"operation\":\"SET TBLPROPERTIES\"}}").unwrap();
+    }
+    let mut table = lake.open(definition(WriteMode::Append));
+    let state = table.observe(&txn(0).app_id).await.unwrap();
+    assert_eq!((state.version, state.restored), (Some(restored as i64 + 300), true));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_a_table_would_refuse_are_found_before_anything_is_written() {
     let lake = Lake::new();
