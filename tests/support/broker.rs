@@ -26,7 +26,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::oracle::Stored;
 
 /// One record as produced.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Record {
     /// Partition.
     pub partition: i32,
