@@ -672,7 +672,7 @@ fn a_memory_of_deletes_that_is_gone_is_not_forgotten_by_a_rebuild() {
     world.drain().code(&[78]).says("memory of deletes of silver.orders");
     world.sandbox.remove("checkpoints");
     world.rebuild().code(&[78]).says("memory of deletes of silver.orders").says("from a backup");
-    assert!(!world.path("checkpoints/orders").exists(), "a refusal writes nothing");
+    assert!(!world.path("checkpoints/orders/metadata.json").exists(), "a refusal writes nothing but its lock");
     fs::rename(&aside, &memory).expect("movable");
     let done = world.rebuild().success();
     assert!(!done.stdout.contains("whether the memory of deletes"), "its notes tell: {}", done.report());
