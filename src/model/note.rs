@@ -70,7 +70,7 @@ impl Note {
         table: &str,
         position: &BTreeMap<String, Offsets>,
         tables: Vec<String>,
-    ) -> String {
+    ) -> serde_json::Result<String> {
         let note = Note {
             pipeline: plan.pipeline.clone(),
             pipeline_id: pipeline_id.to_string(),
@@ -88,7 +88,7 @@ impl Note {
             memory: None,
             tables,
         };
-        serde_json::to_string(&Wrapped { tidegate: note }).unwrap_or_default()
+        serde_json::to_string(&Wrapped { tidegate: note })
     }
 
     /// Reads a note; `None` = not one of tidegate's.
@@ -170,6 +170,10 @@ mod tests {
         Offsets(entries.iter().map(|&(topic, at)| (Partition::new(topic, 0), at)).collect())
     }
 
+    fn write(plan: &BatchPlan, table: &str, position: &BTreeMap<String, Offsets>, tables: Vec<String>) -> String {
+        Note::write(plan, "id", table, position, tables).expect("a plan is JSON")
+    }
+
     #[test]
     fn a_note_tells_the_position_before_and_after_its_batch() {
         let source = |ranges: OffsetRanges| BTreeMap::from([("source".to_string(), ranges)]);
@@ -193,12 +197,12 @@ mod tests {
             ("source".to_string(), offsets(&[("a", 5), ("b", 12), ("gone", 3)])),
             ("retired".to_string(), offsets(&[("x", 1)])),
         ]);
-        let note = Note::read(&Note::write(&plan, "id", "silver", &position, vec!["silver".into()])).expect("a note");
+        let note = Note::read(&write(&plan, "silver", &position, vec!["silver".into()])).expect("a note");
         assert_eq!(note.before(), position);
         assert_eq!(note.after()["source"], offsets(&[("a", 9), ("b", 20), ("gone", 3)]));
         assert_eq!(note.after()["retired"], offsets(&[("x", 1)]));
         assert_eq!((note.meaning.clone(), note.memory), (Some(digest("upsert")), None));
-        let text = Note::write(&plan, "id", "silver", &position, vec!["silver".into()]);
+        let text = write(&plan, "silver", &position, vec!["silver".into()]);
         assert!(!text.contains("memory"), "notes of older commits look like this: {text}");
         assert_eq!(Note::read(&Note::with_memory(&text, 4)), Some(Note { memory: Some(4), ..note.clone() }));
         assert_eq!(Note::with_memory("{\"batch\":3}", 4), "{\"batch\":3}");
@@ -210,7 +214,7 @@ mod tests {
             ..plan
         };
         let position = BTreeMap::from([("source".to_string(), offsets(&[("a", 9), ("b", 20)]))]);
-        let note = Note::read(&Note::write(&back, "id", "dlq", &position, Vec::new())).expect("a note");
+        let note = Note::read(&write(&back, "dlq", &position, Vec::new())).expect("a note");
         assert_eq!((note.before(), note.meaning.clone()), (position, None));
         assert_eq!(note.after()["source"], offsets(&[("a", 2), ("b", 20)]));
         assert_eq!(Note::read("{\"other\": 1}"), None);

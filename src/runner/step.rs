@@ -380,7 +380,9 @@ impl Runner {
         let nowhere = BTreeMap::new();
         let position = self.position.as_ref().map_or(&nowhere, |position| &position.offsets);
         let tables = self.parts.tables.iter().map(|table| table.definition().name.clone()).collect();
-        let user_metadata = Note::write(plan, &self.parts.pipeline_id, table, position, tables);
+        let user_metadata = Note::write(plan, &self.parts.pipeline_id, table, position, tables).map_err(|cause| {
+            Error::failed(format!("the note of batch {} could not be written", plan.batch)).caused_by(cause)
+        })?;
         Ok(Txn { app_id: app_id(&self.parts.pipeline_id, table), batch: plan.batch, user_metadata })
     }
 

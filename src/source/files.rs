@@ -200,7 +200,7 @@ impl State {
             // `on_data_loss` is a word of Kafka sources; here the way out is to bring the file back.
             Some(lost) => Err(Error::new(ErrorKind::OffsetsLost, lost.message())
                 .with("folder", self.spec.path.display())
-                .help("nothing was read or written, and the checkpoint has not moved")
+                .help("this attempt wrote nothing: the checkpoint stands where the last finished batch left it")
                 .help("put the file back as it was: files that were read must stay, or a replay could not read them")),
         }
     }

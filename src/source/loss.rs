@@ -7,7 +7,7 @@ use crate::model::offset::{Incarnations, Offset, OffsetRanges, Offsets, Partitio
 /// The error that stops a pipeline.
 pub fn error(loss: &Loss) -> Error {
     let error = Error::new(ErrorKind::OffsetsLost, loss.message())
-        .help("nothing was read or written, and the checkpoint has not moved");
+        .help("this attempt wrote nothing: the checkpoint stands where the last finished batch left it");
     match loss {
         Loss::Expired { .. } => error.help(
             "to go on without them: set `on_data_loss: skip` in the source; the next batch starts at the earliest, \
