@@ -61,7 +61,9 @@ kafka-up: ## Start a real Kafka on localhost:9092 (Docker, else Java 17 and Mave
 kafka-down: ## Stop it; its data is kept
 	@tests/kafka/kafka.sh down
 
-.PHONY: e2e-full bench memory cross-check
+.PHONY: airflow e2e-full bench memory cross-check
+airflow: build ## A real Airflow 3 (from PyPI) runs the DAG that `init --with airflow` writes
+	TIDEGATE=$(BIN) tests/airflow/run.sh
 e2e-full: ## The end-to-end tests at full size: 1,000,000 orders, 30 kills
 	TIDEGATE_REQUIRE_KAFKA=1 TIDEGATE_E2E_ROWS=1000000 TIDEGATE_KILLS=30 cargo test $(TEST_FLAGS) --test it e2e:: -- --nocapture --test-threads=1
 bench: ## Rows/s to bronze and through all layers, beside only consuming the same topic

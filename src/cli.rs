@@ -34,6 +34,12 @@ pub struct Global {
     /// Form of the result on stdout; json is one line, the very last bytes of the process
     #[arg(long, global = true, env = "TIDEGATE_OUTPUT", value_enum, default_value_t = Output::Text)]
     pub output: Output,
+    /// Also write the result, as JSON, to this file; whole or not at all
+    #[arg(long, global = true, env = "TIDEGATE_OUTPUT_FILE", value_name = "FILE")]
+    pub output_file: Option<PathBuf>,
+    /// Say nothing unless something is wrong: no progress, no result in text
+    #[arg(short, long, global = true, env = "TIDEGATE_QUIET")]
+    pub quiet: bool,
     /// Form of the logs on stderr
     #[arg(long, global = true, env = "TIDEGATE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
@@ -124,9 +130,26 @@ pub struct InitArgs {
     /// Folder to write into; created if there is none
     #[arg(default_value = ".", value_name = "DIR")]
     pub dir: PathBuf,
-    /// Name of the pipeline
-    #[arg(long, default_value = "orders")]
-    pub name: String,
+    /// Name of the pipeline; `orders` where there is none yet
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Also write files that start the pipeline, into `deploy/`; works in a folder that has pipelines, too
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "SCHEDULER")]
+    pub with: Vec<With>,
+}
+
+/// Who starts the runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum With {
+    /// A DAG for Airflow 3: runs, and days again.
+    Airflow,
+    /// A crontab.
+    Cron,
+    /// A service with a timer, and a service without end.
+    Systemd,
+    /// A CronJob with what it needs, and a Deployment.
+    #[value(alias = "k8s")]
+    Kubernetes,
 }
 
 /// Arguments of `validate`.

@@ -2,7 +2,9 @@
 
 mod checkpoint;
 mod compose;
+mod file;
 mod init;
+mod logging;
 mod maintain;
 mod offsets;
 mod output;
@@ -13,22 +15,22 @@ mod status;
 mod test;
 mod validate;
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::CommandFactory;
-use tracing_subscriber::EnvFilter;
+use serde_json::{Value, json};
 
-use crate::cli::{CheckpointCommand, Cli, Command, Global, LogFormat, OffsetsCommand, Output};
+use crate::cli::{CheckpointCommand, Cli, Command, Global, OffsetsCommand, Output};
 use crate::config::report::Report;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind};
 
 /// How a command ended: what goes to stdout, and the exit code.
 pub(crate) struct Outcome {
     /// Printed as it is with `--output text`.
     text: String,
     /// Printed on one line with `--output json`.
-    json: serde_json::Value,
+    json: Value,
     code: u8,
 }
 
@@ -52,26 +54,29 @@ impl From<Report> for Failure {
 
 /// Runs a command line to its exit code.
 pub fn main(cli: Cli) -> ExitCode {
-    if let Err(error) = start_logging(&cli.global) {
-        return finish(&cli.global, Err(error.into()));
+    if let Err(error) = logging::start(&cli.global) {
+        return End::of(Err(error.into())).print(&cli.global);
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             let error = Error::failed("the async runtime did not start").caused_by(error);
-            return finish(&cli.global, Err(error.into()));
+            return End::of(Err(error.into())).print(&cli.global);
         }
     };
-    let outcome = runtime.block_on(dispatch(&cli)).map_err(|failure| name_file(failure, &cli));
+    let end = runtime.block_on(async {
+        let outcome = dispatch(&cli).await.map_err(|failure| name_file(failure, &cli));
+        End::of(outcome).keep(&cli.global).await
+    });
     // Detached work (a metadata refresh of librdkafka, say) must not hold up the exit.
     runtime.shutdown_background();
-    finish(&cli.global, outcome)
+    end.print(&cli.global)
 }
 
 async fn dispatch(cli: &Cli) -> Result<Outcome, Failure> {
     let global = &cli.global;
     match &cli.command {
-        Command::Init(args) => init::init(args).await,
+        Command::Init(args) => init::init(global, args).await,
         Command::Validate(args) => validate::validate(global, args).await,
         Command::Plan(args) => plan::plan(global, args).await,
         Command::Run(args) => run::run(global, args).await,
@@ -93,7 +98,7 @@ async fn dispatch(cli: &Cli) -> Result<Outcome, Failure> {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "tidegate", &mut script);
             let text = String::from_utf8_lossy(&script).into_owned();
-            Ok(Outcome { json: serde_json::json!({ "script": text }), text, code: 0 })
+            Ok(Outcome { json: json!({ "script": text }), text, code: 0 })
         }
     }
 }
@@ -117,42 +122,62 @@ fn name_file(failure: Failure, cli: &Cli) -> Failure {
     }
 }
 
-fn start_logging(global: &Global) -> Result<()> {
-    let filter = EnvFilter::try_new(&global.log).map_err(|error| {
-        Error::new(ErrorKind::Usage, format!("--log `{}` is not a filter", global.log))
-            .caused_by(error)
-            .help("write a level (error, warn, info, debug, trace) or something like `tidegate=debug,warn`")
-    })?;
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
-    match global.log_format {
-        LogFormat::Text => subscriber.with_target(false).init(),
-        LogFormat::Json => subscriber.json().flatten_event(true).init(),
-    }
-    Ok(())
+/// What a process leaves behind.
+struct End {
+    /// For stderr.
+    report: String,
+    /// For stdout.
+    text: String,
+    /// For stdout with `--output json`, and for the file of `--output-file`.
+    json: Value,
+    code: u8,
 }
 
-/// Prints the outcome: logs and errors on stderr first, then the result as the last bytes on stdout.
-fn finish(global: &Global, outcome: Result<Outcome, Failure>) -> ExitCode {
-    let (text, json, code) = match outcome {
-        Ok(outcome) => (outcome.text, outcome.json, outcome.code),
-        Err(failure) => {
-            let (report, json, code) = match failure {
-                Failure::Report(report) => (report.render(), report.to_json(), ErrorKind::Config.exit_code()),
-                Failure::Error(error) => (error.report(), output::error_json(&error), error.kind().exit_code()),
-            };
-            eprint!("{report}");
-            (String::new(), serde_json::json!({ "version": 1, "status": "failed", "error": json }), code)
+impl End {
+    fn of(outcome: Result<Outcome, Failure>) -> End {
+        let (report, error, code) = match outcome {
+            Ok(Outcome { text, json, code }) => {
+                return End { report: String::new(), text, json: correlated(json), code };
+            }
+            Err(Failure::Report(report)) => {
+                (report.render(), output::report_json(&report), ErrorKind::Config.exit_code())
+            }
+            Err(Failure::Error(error)) => (error.report(), output::error_json(&error), error.kind().exit_code()),
+        };
+        let json = json!({ "version": 1, "status": "failed", "error": error });
+        End { report, text: String::new(), json: correlated(json), code }
+    }
+
+    /// Writes the file that the result is asked for in. When that fails, what was done stays done.
+    async fn keep(mut self, global: &Global) -> End {
+        let Some(path) = &global.output_file else { return self };
+        if let Err(error) = file::write(path, format!("{}\n", self.json)).await {
+            let error = error.help("the command itself has ended as its result on stdout says; it can be run again");
+            self.report.push_str(&error.report());
+            self.code = if self.code == 0 { error.kind().exit_code() } else { self.code };
         }
-    };
-    // A closed pipe (`| head`) is not an error worth a message.
-    let mut stdout = std::io::stdout().lock();
-    let _ = match global.output {
-        Output::Text => stdout.write_all(text.as_bytes()),
-        Output::Json => writeln!(stdout, "{json}"),
-    };
-    let _ = stdout.flush();
-    ExitCode::from(code)
+        self
+    }
+
+    /// Logs and errors on stderr first, then the result as the last bytes on stdout.
+    fn print(self, global: &Global) -> ExitCode {
+        eprint!("{}", self.report);
+        // A closed pipe (`| head`) is not an error worth a message.
+        let mut stdout = std::io::stdout().lock();
+        let _ = match global.output {
+            Output::Text if global.quiet => Ok(()),
+            Output::Text => stdout.write_all(self.text.as_bytes()),
+            Output::Json => writeln!(stdout, "{}", self.json),
+        };
+        let _ = stdout.flush();
+        ExitCode::from(self.code)
+    }
+}
+
+/// A result, with the Airflow task that asked for it.
+fn correlated(mut json: Value) -> Value {
+    if let Value::Object(members) = &mut json {
+        members.extend(logging::correlation());
+    }
+    json
 }

@@ -7,7 +7,8 @@ use comfy_table::{CellAlignment, Table};
 use serde_json::{Value, json};
 
 use crate::cli::Global;
-use crate::error::Error;
+use crate::config::report::Report;
+use crate::error::{Error, ErrorKind};
 use crate::model::batch::{BatchPlan, CommitRecord, ForeignWrite, Owner};
 use crate::model::loss::Lost;
 
@@ -36,6 +37,23 @@ pub(super) fn error_json(error: &Error) -> Value {
         "exit_code": error.kind().exit_code(),
         "message": error.to_string(),
         "help": error.help_lines(),
+    })
+}
+
+/// The same for a file with problems: the first one speaks for all, which are in `problems`.
+pub(super) fn report_json(report: &Report) -> Value {
+    let problems = report.to_json();
+    let first = |member: &str| problems.get(0).and_then(|problem| problem.get(member)).cloned().unwrap_or_default();
+    let kind = ErrorKind::Config;
+    json!({
+        "kind": kind.as_str(),
+        "exit_code": kind.exit_code(),
+        "message": first("message"),
+        "help": first("help"),
+        "file": first("file"),
+        "line": first("line"),
+        "column": first("column"),
+        "problems": problems,
     })
 }
 

@@ -28,6 +28,7 @@ impl Display {
     /// The form that fits where stderr goes.
     pub fn new(global: &Global, pipeline: &str, pipeline_id: &str, owner: &Owner) -> Self {
         let form = match global.progress {
+            _ if global.quiet => Form::None,
             Progress::None => Form::None,
             Progress::Lines => Form::Lines,
             Progress::Bar => Form::Bar(bar(pipeline)),

@@ -156,7 +156,8 @@ fn init_writes_a_folder_that_runs_as_it_is_and_keeps_what_is_there() {
     sandbox.tidegate(&["init", "shop", "--name", "shop"]).run().success();
     sandbox.tidegate(&["validate", "shop/pipelines"]).run().success();
     let run = sandbox.tidegate(&["run", "shop/pipelines/shop.yaml", "--output", "json"]).env("ROWS", "500").run();
-    assert_eq!(run.success().batches(), [500]);
+    let run = run.success();
+    assert_eq!((run.batches(), run.json()["pipeline"].as_str()), (vec![500], Some("shop")));
     assert!(sandbox.path().join("shop/lake/silver/orders/_delta_log").is_dir(), "paths start at the project");
     sandbox.write("shop/pipelines/shop.yaml", "mine");
     sandbox.tidegate(&["init", "shop", "--name", "shop"]).run().success();

@@ -3,6 +3,7 @@
 mod bronze;
 mod examples;
 mod foreign;
+mod init;
 mod kafka;
 mod kafka_edges;
 mod kafka_losses;

@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use object_store::{ObjectStoreExt, PutPayload};
 use serde_json::{Value as Json, json};
 
 use self::show::{Case, Paint, Verdict};
@@ -24,7 +23,6 @@ use super::output::{counted, duration, error_json};
 use super::{Failure, Outcome};
 use crate::cli::{Global, TestArgs};
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage;
 
 /// Outcome of one file.
 struct FileOutcome {
@@ -171,11 +169,5 @@ async fn write_junit(path: &Path, files: &[FileOutcome]) -> Result<()> {
             cases.push(Case { file: &file.file, name: &test.name, seconds: took.as_secs_f64(), failure });
         }
     }
-    let absolute =
-        std::path::absolute(path).map_err(|error| Error::failed("the file has no absolute path").caused_by(error))?;
-    let name = absolute.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let folder = storage::open(&absolute.parent().unwrap_or(Path::new("/")).to_string_lossy())?;
-    let payload = PutPayload::from(show::junit(&cases).into_bytes());
-    let put = folder.store.put(&object_store::path::Path::from(name), payload).await;
-    put.map(|_| ()).map_err(|error| storage::explain(&error, "write the test results", &path.display().to_string()))
+    super::file::write(path, show::junit(&cases)).await
 }
