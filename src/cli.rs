@@ -22,8 +22,9 @@ pub struct Cli {
     pub global: Global,
 }
 
-/// Warnings of everybody, but for deltalake's, at every commit, that a binary column has no statistics.
-const DEFAULT_LOG: &str = "warn,deltalake_core::writer=error";
+/// Warnings of everybody, but for two of deltalake's: at every commit, that a binary column has no statistics, and at every
+/// race of two writers, that a commit came second, which is looked at and tried again here.
+const DEFAULT_LOG: &str = "warn,deltalake_core::writer=error,deltalake_core::kernel::transaction=off";
 
 /// Options of every command.
 #[derive(Debug, Args)]
@@ -93,6 +94,8 @@ pub enum Command {
     Plan(PipelineArgs),
     /// Run a pipeline
     Run(RunArgs),
+    /// Derive days or hours of event time again from the bronze tables; safe beside a running pipeline
+    Backfill(BackfillArgs),
     /// Run the tests of pipeline files: rows in, rows out, without any service, in memory
     Test(TestArgs),
     /// Show where a pipeline stands: last batch, backlog, tables
@@ -186,6 +189,72 @@ pub struct RunArgs {
     /// Exit code when there was nothing to read; 99 makes an Airflow task "skipped"
     #[arg(long, env = "TIDEGATE_NO_DATA_EXIT_CODE", value_name = "CODE")]
     pub no_data_exit_code: Option<u8>,
+}
+
+/// Arguments of `backfill`.
+#[derive(Debug, Args)]
+#[command(after_help = "Which rows: those whose event time (the source's `event_time`) lies in the interval, in the\n\
+                        pipeline's timezone; rows without one never take part. Live offsets are not touched.\n\
+                        How tables are written: upserts take the rows as from any batch, append tables have the rows of the\n\
+                        interval replaced, refresh tables have the groups that it touches recomputed, all or nothing a table.\n\
+                        Killed anywhere, the same command finishes what was begun; run twice, it changes nothing.")]
+#[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["date", "from", "gaps"])))]
+pub struct BackfillArgs {
+    /// The pipeline.
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
+    /// One day: a date such as 2026-03-17, `yesterday` or `today`
+    #[arg(long, value_name = "DATE", conflicts_with_all = ["from", "to", "by"])]
+    pub date: Option<String>,
+    /// First instant of a range: a date, or an RFC 3339 time
+    #[arg(long, value_name = "WHEN", requires = "to")]
+    pub from: Option<String>,
+    /// First instant after the range
+    #[arg(long, value_name = "WHEN", requires = "from")]
+    pub to: Option<String>,
+    /// What the range is cut into
+    #[arg(long, value_enum, default_value_t = Pieces::Day)]
+    pub by: Pieces,
+    /// Only these tables
+    #[arg(long, value_delimiter = ',', value_name = "TABLES")]
+    pub tables: Vec<String>,
+    /// Every row of the interval, or only those that arrived since it was last derived
+    #[arg(long, value_enum, default_value_t = BackfillMode::Full)]
+    pub mode: BackfillMode,
+    /// Intervals that are worked on at the same time
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub parallel: u16,
+    /// Leave out intervals that are done already, by the same SQL and settings
+    #[arg(long)]
+    pub resume: bool,
+    /// Show what would be done, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// List the intervals that were never derived again, or by other SQL or settings than today's; of the range, or from the
+    /// first row to yesterday
+    #[arg(long, conflicts_with_all = ["date", "mode", "parallel", "resume", "dry_run"])]
+    pub gaps: bool,
+    /// Exit code when no interval had a row to derive; 99 makes an Airflow task "skipped"
+    #[arg(long, env = "TIDEGATE_NO_DATA_EXIT_CODE", value_name = "CODE")]
+    pub no_data_exit_code: Option<u8>,
+}
+
+/// What a range of time is cut into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Pieces {
+    /// Days of the pipeline's timezone.
+    Day,
+    /// Hours.
+    Hour,
+}
+
+/// How much of an interval is derived again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BackfillMode {
+    /// Every row.
+    Full,
+    /// Rows that arrived since it was last derived.
+    Correction,
 }
 
 /// Arguments of `status`.

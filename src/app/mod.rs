@@ -1,5 +1,6 @@
 //! Where everything is joined: one module a subcommand, and the composition of a pipeline from its parts.
 
+mod backfill;
 mod checkpoint;
 mod compose;
 mod file;
@@ -80,6 +81,7 @@ async fn dispatch(cli: &Cli) -> Result<Outcome, Failure> {
         Command::Validate(args) => validate::validate(global, args).await,
         Command::Plan(args) => plan::plan(global, args).await,
         Command::Run(args) => run::run(global, args).await,
+        Command::Backfill(args) => backfill::backfill(global, args).await,
         Command::Test(args) => test::test(global, args).await,
         Command::Status(args) => status::status(global, args).await,
         Command::Offsets(OffsetsCommand::Show(args)) => offsets::show(global, args).await,
@@ -108,6 +110,7 @@ fn name_file(failure: Failure, cli: &Cli) -> Failure {
     let file = match &cli.command {
         Command::Plan(args) | Command::Offsets(OffsetsCommand::Show(args)) => &args.file,
         Command::Run(args) => &args.pipeline.file,
+        Command::Backfill(args) => &args.pipeline.file,
         Command::Status(args) => &args.pipeline.file,
         Command::Offsets(OffsetsCommand::Set(args)) => &args.pipeline.file,
         Command::Offsets(OffsetsCommand::Rewind(args)) => &args.pipeline.file,

@@ -56,7 +56,7 @@ fn parse_trigger(text: &str) -> Result<Trigger> {
 }
 
 /// Turns true at the first SIGTERM or SIGINT; the second one ends the process at once, which is only a crash.
-fn stop_signal() -> Result<watch::Receiver<bool>> {
+pub(super) fn stop_signal() -> Result<watch::Receiver<bool>> {
     let (sender, receiver) = watch::channel(false);
     let install =
         |kind| signal(kind).map_err(|error| Error::failed("a signal handler could not be installed").caused_by(error));

@@ -4,8 +4,8 @@ use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
-use super::Identity;
 use super::log::{Kind, ObjectLog, batch_of};
+use super::{Identity, backfills};
 use crate::error::{Error, Result};
 use crate::model::batch::{BatchPlan, CommitRecord, Start};
 use crate::model::offset::Offsets;
@@ -58,7 +58,10 @@ impl ObjectLog {
             Err(object_store::Error::NotFound { .. }) => Vec::new(),
             Err(e) => return Err(storage::explain(&e, "list the checkpoint log", &self.storage().display())),
         };
-        paths.retain(|path| path.as_ref() != "lock" && !path.as_ref().starts_with(ASIDE));
+        let is_other = |path: &Path| {
+            path.as_ref() == "lock" || path.as_ref().starts_with(ASIDE) || path.as_ref().starts_with(backfills::FOLDER)
+        };
+        paths.retain(|path| !is_other(path));
         paths.sort();
         Ok(paths)
     }

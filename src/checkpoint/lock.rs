@@ -21,6 +21,11 @@ pub struct Lock {
 /// Takes the lock of a log in a local folder, which is created if there is none: durably, because the log's own
 /// writes rely on the name of their folder.
 pub fn acquire(folder: &Path, pipeline: &str, owner: &Owner) -> Result<Lock> {
+    acquire_or(folder, &format!("another runner owns pipeline `{pipeline}`"), owner)
+}
+
+/// The same for a lock that stands for something else: `taken` is what is said, and by whom, when another holds it.
+pub fn acquire_or(folder: &Path, taken: &str, owner: &Owner) -> Result<Lock> {
     let path = folder.join("lock");
     let failed = || format!("the lock file {} could not be opened; nothing was read or written", path.display());
     storage::make_folders(folder).context(ErrorKind::Unavailable, failed())?;
@@ -36,7 +41,7 @@ pub fn acquire(folder: &Path, pipeline: &str, owner: &Owner) -> Result<Lock> {
     }
     match file.try_lock() {
         Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(held(&mut file, pipeline)),
+        Err(TryLockError::WouldBlock) => return Err(held(&mut file, taken)),
         // A file system without locks: the log's put-if-absent still decides.
         Err(TryLockError::Error(error)) => {
             tracing::debug!(%error, path = %path.display(), "no lock on this file system");
@@ -49,11 +54,17 @@ pub fn acquire(folder: &Path, pipeline: &str, owner: &Owner) -> Result<Lock> {
     Ok(Lock { _file: file })
 }
 
-fn held(file: &mut File, pipeline: &str) -> Error {
+/// Whether a process may be at work: false only when it ran on this host and is gone.
+pub fn may_be_alive(owner: &Owner, here: &Owner) -> bool {
+    let processes = Path::new("/proc");
+    owner.host != here.host || !processes.is_dir() || processes.join(owner.pid.to_string()).exists()
+}
+
+fn held(file: &mut File, taken: &str) -> Error {
     let mut text = String::new();
     let _ = file.read_to_string(&mut text);
     let by = serde_json::from_str::<Owner>(&text)
         .map_or("another process".to_string(), |owner| format!("pid {} on host {}", owner.pid, owner.host));
-    Error::new(ErrorKind::Busy, format!("another runner owns pipeline `{pipeline}`: {by}"))
+    Error::new(ErrorKind::Busy, format!("{taken}: {by}"))
         .help("this runner read and wrote nothing; wait for the other to finish, or stop it, and run again")
 }

@@ -48,7 +48,7 @@ impl Kind {
         }
     }
 
-    fn path(self, batch: BatchId) -> Path {
+    pub(super) fn path(self, batch: BatchId) -> Path {
         Path::from(format!("{}/{batch:020}.json", self.folder()))
     }
 }
@@ -58,7 +58,7 @@ const HEAD_LOOKS: u32 = 3;
 
 /// Whether a put created the object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Put {
+pub(super) enum Put {
     Created,
     Existed,
 }
@@ -69,7 +69,7 @@ impl ObjectLog {
         ObjectLog { storage, id: OnceLock::new() }
     }
 
-    async fn put<T: Serialize>(&self, path: &Path, value: &T) -> Result<Put> {
+    pub(super) async fn put<T: Serialize>(&self, path: &Path, value: &T) -> Result<Put> {
         let bytes = seal::seal(value, self.id.get().map(String::as_str))?;
         let options = PutOptions::from(PutMode::Create);
         match self.storage.store.put_opts(path, PutPayload::from(bytes), options).await {
@@ -134,7 +134,7 @@ impl ObjectLog {
         let _ = self.id.set(identity.pipeline_id.clone());
     }
 
-    async fn newest(&self, kind: Kind) -> Result<Vec<BatchId>> {
+    pub(super) async fn newest(&self, kind: Kind) -> Result<Vec<BatchId>> {
         let folder = Path::from(kind.folder());
         let listed = self.storage.store.list(Some(&folder)).map_ok(|meta| meta.location).try_collect::<Vec<_>>().await;
         let paths = match listed {
@@ -275,7 +275,7 @@ impl CheckpointLog for ObjectLog {
     }
 }
 
-fn vanished(name: &str) -> Error {
+pub(super) fn vanished(name: &str) -> Error {
     Error::failed(format!("checkpoint object {name} existed a moment ago and is gone"))
         .help("is another process cleaning the checkpoint folder? nothing was changed; run again")
 }

@@ -6,6 +6,7 @@
 //! 2. Reads see every write that has returned (read-after-write).
 //! 3. Safety decisions are not made here: the log reports facts, [`crate::model::recover`] decides.
 
+pub mod backfills;
 pub mod inspect;
 pub mod lock;
 pub mod log;

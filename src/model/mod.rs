@@ -1,7 +1,9 @@
 //! The mind of tidegate: what progress is, what a batch is, and what to do after any crash. Pure: no I/O, no async, no
 //! clock, no data frames.
 
+pub mod backfill;
 pub mod batch;
+pub mod interval;
 pub mod loss;
 pub mod note;
 pub mod offset;

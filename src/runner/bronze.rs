@@ -280,7 +280,7 @@ fn as_shaped(
 }
 
 /// Leaves out columns that `schema_drift: evolve` brought with other batches: they were not part of this one.
-fn without_later_columns(rows: Vec<RecordBatch>, known: &Schema) -> Result<Vec<RecordBatch>> {
+pub(super) fn without_later_columns(rows: Vec<RecordBatch>, known: &Schema) -> Result<Vec<RecordBatch>> {
     let Some(first) = rows.first() else { return Ok(rows) };
     let is_part = |index: &usize| {
         let is_empty = || rows.iter().all(|batch| batch.column(*index).null_count() == batch.num_rows());

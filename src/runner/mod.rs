@@ -3,6 +3,7 @@
 //! [`Runner::run`] is trigger × step × shutdown; [`Runner::step`] is one walk (`step.rs`). After any failure the runner
 //! forgets what it knew: the next step observes storage again, so there is exactly one way to recover.
 
+pub mod backfill;
 mod bronze;
 pub mod clock;
 pub mod event;

@@ -99,7 +99,12 @@ impl Shaping {
         held: Option<ReadBack>,
         lookups: &HashMap<String, Rows>,
     ) -> Result<Shaping> {
-        let context = BatchContext { pipeline: spec.name.clone(), batch: plan.batch, batch_time: plan.batch_time };
+        let context = BatchContext {
+            pipeline: spec.name.clone(),
+            batch: plan.batch,
+            batch_time: plan.batch_time,
+            interval: None,
+        };
         let mut shaping = Shaping::empty(&context);
         let mut dead = Vec::new();
         for (source, batches) in &records {
@@ -184,6 +189,12 @@ impl Shaping {
         self.decoded.retain(|source, _| needed(From::Source(source.clone())));
     }
 
+    /// Lets go of what was computed for a table, as if it had not been.
+    pub fn forget(&mut self, table: &str) {
+        self.shaped.remove(table);
+        self.expectations.retain(|rule, _| rule.strip_prefix(table).is_none_or(|rest| !rest.starts_with('.')));
+    }
+
     /// Takes all dead-letter rows.
     pub fn take_dead(&mut self) -> Vec<RecordBatch> {
         std::mem::take(&mut self.dead)
@@ -217,7 +228,7 @@ impl Shaping {
 }
 
 /// The dead-letter budget, checked before anything commits.
-fn check_budget(spec: Option<&DeadLetterSpec>, dead: u64, rows: u64) -> Result<()> {
+pub(super) fn check_budget(spec: Option<&DeadLetterSpec>, dead: u64, rows: u64) -> Result<()> {
     let Some(limit) = spec.and_then(|spec| spec.fail_above) else { return Ok(()) };
     let share = dead as f64 / rows.max(1) as f64;
     if dead == 0 || share <= limit {

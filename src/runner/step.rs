@@ -27,6 +27,9 @@ use crate::transform::{BatchContext, Inputs};
 #[derive(Default)]
 pub(super) struct Phases(BTreeMap<String, u64>);
 
+/// How often the groups of a table are computed for one batch: a backfill beside the run commits to it, too.
+const RECOMPUTATIONS: usize = 30;
+
 impl Phases {
     fn add(&mut self, phase: &str, since: Instant) {
         *self.0.entry(phase.to_string()).or_default() += since.elapsed().as_millis() as u64;
@@ -201,8 +204,12 @@ impl Runner {
         fail::hit(fail::SHAPE)?;
         let lookups = self.load_lookups(plan).await?;
         let mut shaping = if plan.is_move() {
-            let context =
-                BatchContext { pipeline: plan.pipeline.clone(), batch: plan.batch, batch_time: plan.batch_time };
+            let context = BatchContext {
+                pipeline: plan.pipeline.clone(),
+                batch: plan.batch,
+                batch_time: plan.batch_time,
+                interval: None,
+            };
             Shaping::empty(&context)
         } else {
             let (spec, transform) = (self.parts.spec.clone(), self.parts.transform.clone());
@@ -264,34 +271,67 @@ impl Runner {
                 receipts.insert(table.name.clone(), receipt);
                 continue;
             }
-            let groups = match (&table.write, &table.from) {
-                (WriteSpec::Refresh { by }, From::Table(upstream)) => {
-                    let txn = self.txn(upstream, plan)?;
-                    let known = self.position.as_ref().and_then(|position| position.applied.get(&table.name));
-                    let is_new = known.is_none_or(|fact| fact.applied.is_none());
-                    let upstream = self.table(upstream)?;
-                    // A table that joins later starts whole, not with the groups that happen to be touched next.
-                    Some(if is_new { upstream.groups(by).await? } else { upstream.touched(by, &txn).await? })
-                }
-                _ => None,
-            };
-            // Without a batch there is nothing to shape but the groups that a move back touches.
-            if late.contains(&table.name) && (groups.is_some() || !plan.is_move()) {
-                self.shape_deferred(&table, groups.as_ref(), shaping, lookups).await?;
+            if let (WriteSpec::Refresh { by }, From::Table(upstream)) = (&table.write, &table.from) {
+                let receipt = self.refresh(&table, by, upstream, plan, shaping, lookups).await?;
+                receipts.insert(table.name.clone(), receipt);
+                let later = &self.parts.spec.tables[index + 1..];
+                let late = later.iter().filter(|table| late.contains(&table.name)).collect::<Vec<_>>();
+                shaping.release(&table.name, &late);
+                continue;
+            }
+            // Without a batch there is nothing to shape.
+            if late.contains(&table.name) && !plan.is_move() {
+                self.shape_deferred(&table, None, shaping, lookups).await?;
             }
             let rows = shaping.rows_of(&table.name);
             let later = &self.parts.spec.tables[index + 1..];
             shaping.release(&table.name, &later.iter().filter(|table| late.contains(&table.name)).collect::<Vec<_>>());
-            let change = match groups {
-                Some(groups) => Change::Groups { groups, rows },
-                None => self.without_rows_after(&table.name, plan, rows),
-            };
+            let change = self.without_rows_after(&table.name, plan, rows);
             receipts.insert(table.name.clone(), self.apply(&table.name, change, plan).await?);
         }
         if !dead_letters_first {
             self.apply_dead_letters(plan, shaping, &mut receipts).await?;
         }
         Ok(receipts)
+    }
+
+    /// Recomputes the groups that the batch touched. A backfill may work on the same tables: the table is pinned before its
+    /// upstream is read, so that the last commit of a group always is the one that has read the newest rows; and where
+    /// somebody else was first, everything is read and computed again.
+    async fn refresh(
+        &mut self,
+        table: &TableSpec,
+        by: &[String],
+        upstream: &str,
+        plan: &BatchPlan,
+        shaping: &mut Shaping,
+        lookups: &HashMap<String, Rows>,
+    ) -> Result<Receipt> {
+        let known = self.position.as_ref().and_then(|position| position.applied.get(&table.name));
+        let is_new = known.is_none_or(|fact| fact.applied.is_none());
+        let (txn, source) = (self.txn(&table.name, plan)?, self.txn(upstream, plan)?);
+        for attempt in 0..RECOMPUTATIONS {
+            let pin = self.table(&table.name)?.pin(&txn.app_id).await?;
+            let upstream = self.table(upstream)?;
+            // A table that joins later starts whole, not with the groups that happen to be touched next.
+            let groups = if is_new { upstream.groups(by).await? } else { upstream.touched(by, &source).await? };
+            self.shape_deferred(table, Some(&groups), shaping, lookups).await?;
+            let change = Change::Groups { groups, rows: shaping.rows_of(&table.name) };
+            fail::hit(fail::APPLY)?;
+            let applied = self.table(&table.name)?.apply_at(change, &txn, &pin).await;
+            if let Some(receipt) = applied.map_err(|error| error.with("table", &table.name))? {
+                fail::hit(fail::APPLIED)?;
+                self.tell_foreign(&table.name, &receipt.foreign);
+                debug!(table = table.name, version = receipt.delta_version, "table committed");
+                return Ok(receipt);
+            }
+            debug!(table = table.name, attempt, "somebody else was first; the groups are computed again");
+            shaping.forget(&table.name);
+        }
+        let text = format!("table {} is changed by others faster than its groups can be computed", table.name);
+        Err(Error::new(ErrorKind::Busy, text)
+            .with("tries", RECOMPUTATIONS)
+            .help("tables upstream of it carry this batch; run again when the other writer is done, to finish it"))
     }
 
     /// Rows that a table would refuse are better found while no table carries the batch: the file can still be changed.
@@ -334,7 +374,10 @@ impl Runner {
         for (name, columns) in &transform.reads(&table.name).tables {
             // Only the table that the groups come from is narrowed to them; others are read whole.
             let is_upstream = table.from == From::Table(name.clone());
-            let rows = self.table(name)?.read(columns, groups.filter(|_| is_upstream)).await?;
+            let rows = match groups {
+                Some(groups) => self.table(name)?.read_newest(columns, is_upstream.then_some(groups)).await?,
+                None => self.table(name)?.read(columns, None).await?,
+            };
             inputs.tables.insert(name.clone(), Arc::new(rows));
         }
         let spec = self.parts.spec.clone();
@@ -464,7 +507,7 @@ fn incarnations(bounded: BTreeMap<String, Bounded>) -> BTreeMap<String, Incarnat
 }
 
 /// Runs CPU-bound work off the async threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let span = tracing::Span::current();
     match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
         Ok(outcome) => outcome,

@@ -8,7 +8,8 @@
 //! 3. After an error of certainty `Unknown` the caller observes again; the adapter never resends a commit blindly.
 //! 4. The result depends only on the set of rows applied so far, never on how they were cut into batches.
 //! 5. Losing against another writer of the same application id is an error of kind `Busy`, and changes nothing.
-//! 6. `compact`, `vacuum` and `tidy_log` change no row and no batch number, whoever else writes meanwhile.
+//! 6. `apply_at` changes nothing unless the table still is as it was pinned.
+//! 7. `compact`, `vacuum` and `tidy_log` change no row and no batch number, whoever else writes meanwhile.
 
 pub mod delta;
 pub mod glance;
@@ -22,11 +23,12 @@ use std::sync::Arc;
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 
 use self::maintain::{Compacted, Compaction, Vacuum, Vacuumed};
 use crate::error::Result;
 use crate::model::batch::{BatchId, ForeignWrite, Receipt};
+use crate::model::interval::Interval;
 use crate::model::offset::Offsets;
 
 /// Who commits what: identity and audit trail of one table commit.
@@ -91,6 +93,16 @@ pub enum WriteMode {
     },
 }
 
+/// Part of the application ids of writers that work beside the live pipeline, each with batches of its own.
+pub const BESIDE: &str = ":backfill:";
+
+impl Txn {
+    /// The commit is not one of the live pipeline's batches.
+    pub fn is_beside(&self) -> bool {
+        self.app_id.contains(BESIDE)
+    }
+}
+
 /// Everything an adapter needs to know about a table of the pipeline.
 #[derive(Debug, Clone)]
 pub struct TableDefinition {
@@ -106,6 +118,26 @@ pub struct TableDefinition {
     pub watched: Vec<Vec<String>>,
     /// Who creates the table if there is none.
     pub maker: Maker,
+}
+
+/// Rows by the time in one of their columns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    /// A column of timestamps or dates.
+    pub column: String,
+    /// Which timestamps: half-open.
+    pub interval: Interval,
+    /// Which dates: half-open.
+    pub dates: (NaiveDate, NaiveDate),
+}
+
+/// A table as it was at one moment: what a change was computed for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pin {
+    /// Delta version; `None` = there is no table.
+    pub version: Option<i64>,
+    /// Last batch of the application id asked for, at that version.
+    pub applied: Option<BatchId>,
 }
 
 /// Rows that go because their records are read again.
@@ -129,6 +161,20 @@ pub enum Change {
     Rows(Vec<RecordBatch>),
     /// For `Append` tables: an operator moved a position back.
     Trim(Trim),
+    /// For `Append` tables: every row in the span is replaced by `rows`.
+    Replace {
+        /// Which rows go.
+        span: Span,
+        /// Which come, all of them in the span.
+        rows: Vec<RecordBatch>,
+    },
+    /// For `Append` tables: rows whose value of a column no stored row has.
+    Missing {
+        /// The column.
+        column: String,
+        /// The rows.
+        rows: Vec<RecordBatch>,
+    },
     /// For `Refresh` tables: every row whose `by` values are in `groups` is replaced by `rows`.
     Groups {
         /// Distinct `by` values that were touched; the columns are exactly `by`.
@@ -155,6 +201,15 @@ pub trait Table: Send {
     /// table lacks. A type that differs is refused (kind `Config`) with a diff; so is a table that somebody else made.
     async fn apply(&mut self, change: Change, txn: &Txn) -> Result<Receipt>;
 
+    /// The table as it is in storage now, and the last batch of `app_id` there. What this process knows of the table, and
+    /// what `apply` makes of it, stays as it was.
+    async fn pin(&mut self, app_id: &str) -> Result<Pin>;
+
+    /// As `apply`, for a change that was computed from what the table held when it was pinned, or from what other tables
+    /// held after that: `None` = somebody has committed since, and nothing was written. The caller pins, reads and
+    /// computes again; the same rows are never sent a second time.
+    async fn apply_at(&mut self, change: Change, txn: &Txn, pin: &Pin) -> Result<Option<Receipt>>;
+
     /// Refuses (kind `Data`) rows that `apply` would refuse for what they are, as far as that is known without reading
     /// the table; asked before the first table of a batch is changed.
     async fn check(&mut self, change: &Change) -> Result<()>;
@@ -178,6 +233,17 @@ pub trait Table: Send {
     /// The table's rows after the last apply or observe, only `columns`; with `groups`, only rows whose values of the
     /// columns of `groups` are among its rows (null matches null). An absent table has no rows.
     async fn read(&mut self, columns: &[String], groups: Option<&RecordBatch>) -> Result<Vec<RecordBatch>>;
+
+    /// The same from the table as it is in storage now.
+    async fn read_newest(&mut self, columns: &[String], groups: Option<&RecordBatch>) -> Result<Vec<RecordBatch>>;
+
+    /// Rows of the span with these columns (none named = all that the table has), from the table as it is in storage now.
+    /// Files that hold none by their statistics are not read.
+    async fn read_span(&mut self, columns: &[String], span: &Span) -> Result<Vec<RecordBatch>>;
+
+    /// The first time (or midnight UTC of the first date) in a column, from statistics where they tell; `None` = no row has
+    /// one.
+    async fn first_time(&mut self, column: &str) -> Result<Option<DateTime<Utc>>>;
 
     /// Merges small files, of the table and of what it keeps beside itself.
     async fn compact(&mut self, order: &Compaction) -> Result<Compacted>;

@@ -1,6 +1,6 @@
 //! Pipeline SQL, checked without data and made ready to run: every problem of every table in one pass.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field as ArrowField, Schema, SchemaRef};
@@ -10,7 +10,7 @@ use super::decode::{Decoder, row_schema};
 use super::engine::{self, OUTPUT};
 use super::expect::{DELETE_FLAG, check_column};
 use super::problems::{Field, Finding, Place, SqlProblem, locate, suggest};
-use super::rewrite::{self, BATCH, Input, InputKind, Prepared, Scope, prepare_expression, prepare_query};
+use super::rewrite::{self, BATCH, Input, InputKind, Moment, Prepared, Scope, prepare_expression, prepare_query};
 use super::types::stored_schema;
 use super::{Reads, dead_letter};
 use crate::config::spec::{Action, Engine, Expectation, From, PipelineSpec, TableSpec, WriteSpec};
@@ -41,6 +41,8 @@ pub(super) struct CompiledTable {
     pub(super) restore_order: bool,
     /// The coordinates in its rows are those of the records that they came from.
     pub(super) lineage: bool,
+    /// Columns that are the source's, as they came.
+    pub(super) passed: BTreeSet<String>,
     pub(super) reads: Reads,
     /// It reads whole tables, or is fed by one that does: it is computed when those are already written.
     pub(super) deferred: bool,
@@ -154,6 +156,8 @@ struct Computed {
     restore_order: bool,
     /// Its coordinates are those of `batch`.
     lineage: bool,
+    /// Columns of `batch` that come out as they went in.
+    passed: BTreeSet<String>,
 }
 
 impl TableCompiler<'_> {
@@ -200,6 +204,10 @@ impl TableCompiler<'_> {
         };
         let reads = self.reads(&computed.inputs);
         let deferred = !reads.tables.is_empty() || self.upstream.is_some_and(|upstream| upstream.deferred);
+        let is_kept = |name: &String| {
+            stored.column_with_name(name).is_some()
+                && self.upstream.is_none_or(|upstream| upstream.passed.contains(name))
+        };
         Ok(CompiledTable {
             spec: self.table.clone(),
             reads,
@@ -209,6 +217,7 @@ impl TableCompiler<'_> {
             computed: computed.schema,
             checks,
             output: Arc::new(Schema::new(output)),
+            passed: computed.passed.into_iter().filter(is_kept).collect(),
             stored,
             restore_order: computed.restore_order,
             lineage: computed.lineage && self.upstream.is_none_or(|upstream| upstream.lineage),
@@ -293,7 +302,16 @@ impl TableCompiler<'_> {
                 let inputs = vec![Input { name: BATCH.into(), kind: InputKind::Batch, schema: self.batch.clone() }];
                 let schema = self.batch.clone();
                 let injected = Vec::new();
-                return Ok(Computed { inputs, query: None, schema, injected, restore_order: false, lineage: true });
+                let passed = schema.fields().iter().map(|field| field.name().clone()).collect();
+                return Ok(Computed {
+                    inputs,
+                    query: None,
+                    schema,
+                    injected,
+                    restore_order: false,
+                    lineage: true,
+                    passed,
+                });
             }
         };
         let scope = Scope { engine: self.table.engine, batch: self.batch, tables: self.tables, lookups: self.lookups };
@@ -353,6 +371,11 @@ impl TableCompiler<'_> {
         let restore_order =
             prepared.plain.is_some() && !prepared.ordered && COORDINATES.iter().all(|name| has(&schema, name));
         let lineage = prepared.plain.as_ref().is_some_and(|batch| keeps_columns(&prepared.query, batch, &COORDINATES));
+        let passes = |batch: &String| {
+            let names = schema.fields().iter().map(|field| field.name());
+            names.filter(|name| keeps_columns(&prepared.query, batch, &[name])).cloned().collect()
+        };
+        let passed = prepared.plain.as_ref().map(passes).unwrap_or_default();
         Ok(Computed {
             query: Some(prepared.query.to_string()),
             inputs: prepared.inputs,
@@ -360,11 +383,12 @@ impl TableCompiler<'_> {
             injected,
             restore_order,
             lineage,
+            passed,
         })
     }
 
     fn infer(&self, prepared: &Prepared, inputs: &[(String, SchemaRef)]) -> Result<Schema, Vec<SqlProblem>> {
-        let sql = rewrite::at_batch_time(&prepared.query.to_string(), chrono::DateTime::UNIX_EPOCH);
+        let sql = rewrite::at_moment(&prepared.query.to_string(), &Moment::never());
         engine::infer(self.table.engine, inputs, &sql).map_err(|message| {
             // Inputs are pruned to the columns that are named; a suggestion may come from all of them.
             let whole = |(name, pruned)| match name {
@@ -416,8 +440,7 @@ impl TableCompiler<'_> {
 
     fn check(&self, computed: &SchemaRef, sql: &str) -> Result<String, Vec<Finding>> {
         let expr = prepare_expression(sql, self.table.engine)?.to_string();
-        let query =
-            rewrite::at_batch_time(&format!("SELECT ({expr}) AS c FROM {OUTPUT}"), chrono::DateTime::UNIX_EPOCH);
+        let query = rewrite::at_moment(&format!("SELECT ({expr}) AS c FROM {OUTPUT}"), &Moment::never());
         let inputs = [(OUTPUT.to_string(), computed.clone())];
         let original = rewrite::parse_expression(sql).map_err(|finding| vec![finding])?;
         let schema = engine::infer(self.table.engine, &inputs, &query).map_err(|message| {

@@ -230,7 +230,7 @@ mod tests {
 
     fn context() -> BatchContext {
         let batch_time = DateTime::parse_from_rfc3339("2026-03-17T23:30:00Z").expect("valid").to_utc();
-        BatchContext { pipeline: "orders".into(), batch: 7, batch_time }
+        BatchContext { pipeline: "orders".into(), batch: 7, batch_time, interval: None }
     }
 
     fn ids_of(batch: &RecordBatch) -> Vec<String> {

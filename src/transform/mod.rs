@@ -30,6 +30,7 @@ use chrono::{DateTime, Utc};
 
 use crate::error::Result;
 use crate::model::batch::BatchId;
+use crate::model::interval::Interval;
 
 /// What a transform may know besides its rows: the plan's facts, never the wall clock.
 #[derive(Debug, Clone)]
@@ -40,6 +41,8 @@ pub struct BatchContext {
     pub batch: BatchId,
     /// The plan's clock; `:batch_time` in SQL, `_ingested_at` in bronze.
     pub batch_time: DateTime<Utc>,
+    /// The stretch of event time that is derived again; `None` = a live batch.
+    pub interval: Option<Interval>,
 }
 
 /// Where a record came from.
@@ -152,6 +155,10 @@ pub trait Transform: Send + Sync {
     /// Whether the columns `_topic`, `_partition` and `_offset` that `table` stores are those of the records its rows came
     /// from: no SQL on the way computed anything else under their names.
     fn keeps_coordinates(&self, table: &str) -> bool;
+
+    /// Whether the column `column` of `table` is the source's column of that name: no SQL on the way computed anything else
+    /// under it.
+    fn passes(&self, table: &str, column: &str) -> bool;
 
     /// What `table` needs as input.
     fn reads(&self, table: &str) -> &Reads;

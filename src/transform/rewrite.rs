@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use arrow::datatypes::SchemaRef;
+use chrono::{DateTime, NaiveDate, SecondsFormat, Utc};
+use chrono_tz::Tz;
 use sqlparser::ast::{
     CastKind, DataType as SqlType, DateTimeField, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList,
     FunctionArguments, Ident, JoinConstraint, JoinOperator, ObjectName, ObjectNamePart, Query, Select, SelectItem,
@@ -14,15 +16,47 @@ use sqlparser::dialect::GenericDialect;
 use sqlparser::parser::{Parser, ParserError, ParserOptions};
 use sqlparser::tokenizer::{Span, Token};
 
+use super::BatchContext;
 use super::analysis::{first_aggregate, outermost_aggregate, plain_over_batch};
 use super::polars_functions as polars;
 use super::problems::{Finding, Place, suggest};
 use crate::config::spec::Engine;
+use crate::model::interval::Interval;
 
 /// The rows of this micro-batch.
 pub const BATCH: &str = "batch";
 /// Stands for the batch time until a batch runs.
 const BATCH_TIME_MARK: &str = "<tidegate:batch_time>";
+
+/// The same for the date, and for the two ends of the interval that is derived again.
+const DATE_MARK: &str = "<tidegate:date>";
+const RANGE_START_MARK: &str = "<tidegate:range_start>";
+const RANGE_END_MARK: &str = "<tidegate:range_end>";
+
+/// What stands for itself in SQL until a batch runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// `:batch_time`.
+    pub batch_time: DateTime<Utc>,
+    /// `:date`: the first day of the interval that is derived again; for a live batch the day of its time.
+    pub date: NaiveDate,
+    /// `:range_start` and `:range_end`: the interval that is derived again; null in a live batch.
+    pub range: Option<Interval>,
+}
+
+impl Moment {
+    /// For SQL that is only checked.
+    pub fn never() -> Moment {
+        Moment { batch_time: DateTime::UNIX_EPOCH, date: NaiveDate::default(), range: None }
+    }
+
+    /// Of a batch.
+    pub fn of(context: &BatchContext, timezone: Tz) -> Moment {
+        let (batch_time, range) = (context.batch_time, context.interval);
+        let at = range.map_or(batch_time, |interval| interval.start);
+        Moment { batch_time, date: at.with_timezone(&timezone).date_naive(), range }
+    }
+}
 
 /// What a query may name.
 #[derive(Debug)]
@@ -182,8 +216,15 @@ pub fn prepare_expression(sql: &str, engine: Engine) -> Result<Expr, Vec<Finding
 }
 
 /// The text to run for one batch.
-pub fn at_batch_time(sql: &str, batch_time: chrono::DateTime<chrono::Utc>) -> String {
-    sql.replace(BATCH_TIME_MARK, &batch_time.to_rfc3339_opts(chrono::SecondsFormat::Micros, true))
+pub fn at_moment(sql: &str, moment: &Moment) -> String {
+    let time = |at: DateTime<Utc>| at.to_rfc3339_opts(SecondsFormat::Micros, true);
+    // Empty text is read as null where these stand.
+    let end =
+        |of: fn(&Interval) -> DateTime<Utc>| moment.range.as_ref().map(|range| time(of(range))).unwrap_or_default();
+    sql.replace(BATCH_TIME_MARK, &time(moment.batch_time))
+        .replace(DATE_MARK, &format!("{}T00:00:00Z", moment.date))
+        .replace(RANGE_START_MARK, &end(|range| range.start))
+        .replace(RANGE_END_MARK, &end(|range| range.end))
 }
 
 /// A double-quoted identifier.
@@ -541,15 +582,26 @@ impl VisitorMut for Rewriter<'_> {
         match expr {
             Expr::Value(value) => {
                 if let Value::Placeholder(name) = &value.value {
-                    if name == ":batch_time" {
-                        let mark = Expr::value(Value::SingleQuotedString(BATCH_TIME_MARK.into()));
-                        *expr = match polars_engine {
-                            true => polars::call(polars::TIMESTAMP, mark),
-                            false => arrow_timestamp(mark),
-                        };
-                    } else {
-                        let (span, message) = (value.span, format!("nothing is called `{name}` here"));
-                        self.refuse(span, message, "there is `:batch_time`, the clock of the batch");
+                    let mark = |mark: &str| Expr::value(Value::SingleQuotedString(mark.into()));
+                    let timestamp = |mark: Expr| match polars_engine {
+                        true => polars::call(polars::TIMESTAMP, mark),
+                        false => arrow_timestamp(mark),
+                    };
+                    let or_null = |mark: Expr| match polars_engine {
+                        true => polars::call(polars::TRY_TIMESTAMP, mark),
+                        false => arrow_timestamp(null_if_empty(mark)),
+                    };
+                    match name.as_str() {
+                        ":batch_time" => *expr = timestamp(mark(BATCH_TIME_MARK)),
+                        ":date" => *expr = cast(timestamp(mark(DATE_MARK)), SqlType::Date),
+                        ":range_start" => *expr = or_null(mark(RANGE_START_MARK)),
+                        ":range_end" => *expr = or_null(mark(RANGE_END_MARK)),
+                        _ => {
+                            let (span, message) = (value.span, format!("nothing is called `{name}` here"));
+                            let known = [":batch_time", ":date", ":range_start", ":range_end"];
+                            let help = suggest(name, known, "there are").unwrap_or_default();
+                            self.refuse(span, message, &help);
+                        }
                     }
                 }
             }
@@ -592,6 +644,17 @@ fn arrow_timestamp(text: Expr) -> Expr {
     if let Expr::Function(Function { args: FunctionArguments::List(FunctionArgumentList { args, .. }), .. }) = &mut call
     {
         args.push(FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::value(data_type))));
+    }
+    call
+}
+
+/// `NULLIF(text, '')`.
+fn null_if_empty(text: Expr) -> Expr {
+    let mut call = polars::call("nullif", text);
+    if let Expr::Function(Function { args: FunctionArguments::List(FunctionArgumentList { args, .. }), .. }) = &mut call
+    {
+        let empty = Expr::value(Value::SingleQuotedString(String::new()));
+        args.push(FunctionArg::Unnamed(FunctionArgExpr::Expr(empty)));
     }
     call
 }

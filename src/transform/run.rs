@@ -10,7 +10,7 @@ use super::compile::{CompiledPipeline, CompiledTable};
 use super::decode::added;
 use super::engine::{self, Job, NamedRows};
 use super::expect::{self, DELETE_FLAG, Rules, in_source_order};
-use super::rewrite::{InputKind, at_batch_time};
+use super::rewrite::{InputKind, Moment, at_moment};
 use super::{BatchContext, Decoded, Inputs, Reads, Shaped, Transform};
 use crate::arrow_bridge::conform;
 use crate::config::spec::WriteSpec;
@@ -31,6 +31,10 @@ impl Transform for CompiledPipeline {
         self.tables.get(table).is_some_and(CompiledTable::keeps_coordinates)
     }
 
+    fn passes(&self, table: &str, column: &str) -> bool {
+        self.tables.get(table).is_some_and(|table| table.passed.contains(column))
+    }
+
     fn reads(&self, table: &str) -> &Reads {
         self.tables.get(table).map_or(&self.nothing, |table| &table.reads)
     }
@@ -38,7 +42,8 @@ impl Transform for CompiledPipeline {
     fn shape(&self, table: &str, inputs: &Inputs, context: &BatchContext) -> Result<Shaped> {
         let compiled =
             self.tables.get(table).ok_or_else(|| Error::failed(format!("there is no table {table} to compute")))?;
-        compiled.shape(inputs, context, self.dead_letters.is_some()).map_err(|error| error.with("table", table))
+        let moment = Moment::of(context, self.spec.timezone);
+        compiled.shape(inputs, &moment, self.dead_letters.is_some()).map_err(|error| error.with("table", table))
     }
 
     fn schema(&self, table: &str) -> SchemaRef {
@@ -51,7 +56,7 @@ impl Transform for CompiledPipeline {
 }
 
 impl CompiledTable {
-    fn shape(&self, inputs: &Inputs, context: &BatchContext, dead_letters: bool) -> Result<Shaped> {
+    fn shape(&self, inputs: &Inputs, moment: &Moment, dead_letters: bool) -> Result<Shaped> {
         if self.passes_through() {
             let rows = live(&inputs.batch)?.iter().map(|batch| widen(batch, &self.output)).collect::<Result<_>>()?;
             return Ok(Shaped { rows, ..Shaped::default() });
@@ -59,8 +64,8 @@ impl CompiledTable {
         let rows = match &self.query {
             None => conform(&live(&inputs.batch)?, &self.computed)?,
             Some(query) => {
-                let query = at_batch_time(query, context.batch_time);
-                let checks = self.checks.as_ref().map(|(sql, schema)| (at_batch_time(sql, context.batch_time), schema));
+                let query = at_moment(query, moment);
+                let checks = self.checks.as_ref().map(|(sql, schema)| (at_moment(sql, moment), schema));
                 let job = Job {
                     inputs: self.gather(inputs)?,
                     query: &query,

@@ -167,7 +167,7 @@ fn rows(start: i64, rows: &[Row<'_>]) -> RecordBatch {
 
 fn context() -> BatchContext {
     let batch_time = Utc.with_ymd_and_hms(2026, 3, 18, 0, 0, 0).unwrap();
-    BatchContext { pipeline: "orders".into(), batch: 7, batch_time }
+    BatchContext { pipeline: "orders".into(), batch: 7, batch_time, interval: None }
 }
 
 fn inputs(batch: Vec<RecordBatch>) -> Inputs {
@@ -355,6 +355,33 @@ fn times_are_utc_microseconds_in_both_engines() {
     }
     let problem = append_problem("SELECT date_trunc('fortnight', updated_at) AS x FROM batch");
     assert_eq!((problem.message.as_str(), problem.column), ("`date_trunc` wants a unit and a time", 8));
+}
+
+#[test]
+fn the_interval_of_a_backfill_can_be_named_and_a_live_batch_has_none() {
+    let sql =
+        "SELECT :date AS day, :range_start AS first, :range_end AS after, updated_at < :range_end AS inside FROM batch";
+    let at = |text: &str| DateTime::parse_from_rfc3339(text).expect("valid").to_utc();
+    for engine in BOTH {
+        let table = with_engine(table("t", "source", Some(sql), WriteSpec::Append), engine);
+        let pipeline = compiled(vec![table]);
+        let types: Vec<_> = pipeline.schema("t").fields().iter().map(|field| field.data_type().clone()).collect();
+        assert_eq!(types, [DataType::Date32, timestamp(), timestamp(), DataType::Boolean], "{engine:?}");
+        let shown = |context: &BatchContext| {
+            let shaped = pipeline.shape("t", &inputs(vec![rows(0, &TWO[..1])]), context).unwrap();
+            text(&shaped, &["day", "first", "after", "inside"])
+        };
+        assert_eq!(shown(&context()), ["2026-03-18|||"], "{engine:?}");
+        let interval = Interval { start: at("2026-03-17T00:00:00Z"), end: at("2026-03-18T00:00:00Z") };
+        let context = BatchContext { interval: Some(interval), ..context() };
+        assert_eq!(shown(&context), ["2026-03-17|2026-03-17T00:00:00Z|2026-03-18T00:00:00Z|true"], "{engine:?}");
+    }
+    let problem = append_problem("SELECT :dat AS x FROM batch");
+    assert_eq!(problem.message, "nothing is called `:dat` here");
+    assert_eq!(
+        problem.help.as_deref(),
+        Some("did you mean `:date`? there are: :batch_time, :date, :range_start, :range_end")
+    );
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 mod maintain;
 mod others;
+mod pinned;
 mod traps;
 
 use std::collections::{BTreeMap, HashMap};

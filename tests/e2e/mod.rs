@@ -1,5 +1,6 @@
 //! End to end: the real binary on real services.
 
+mod backfill;
 mod bronze;
 mod examples;
 mod foreign;

@@ -176,7 +176,7 @@ pub(super) fn typed_rows(
     for (index, row) in rows.iter().enumerate() {
         records.push(index as Offset, Some(now.timestamp_micros()), None, Some(json_text(row).as_bytes()), None)?;
     }
-    let context = BatchContext { pipeline: String::new(), batch: 0, batch_time: now };
+    let context = BatchContext { pipeline: String::new(), batch: 0, batch_time: now, interval: None };
     let decoded = Decoder::new(what, &source, chrono_tz::UTC)?.decode(&records.finish()?, &context)?;
     for dead in &decoded.dead {
         let row = dead.coordinates.as_ref().and_then(|at| rows.get(at.offset as usize));

@@ -1,8 +1,12 @@
 //! One batch, one commit: the attempt, and what is made of its failure.
 
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
+use arrow::compute::filter_record_batch;
 use arrow::datatypes::SchemaRef;
 use deltalake::kernel::{Action, Add};
 use deltalake::protocol::{DeltaOperation, OutputMode};
@@ -11,16 +15,17 @@ use super::create::create;
 use super::features::{check_deletion_vectors, check_writable};
 use super::handle::{CommitFailure, carries};
 use super::rows::Distinct;
+use super::scan::Semi;
 use super::schema::{conform, delta_schema, reconcile};
 use super::upsert::{Hits, Ranking, find_hits, pick};
 use super::winners::Winners;
 use super::write::{Rewrite, Writer};
 use super::{ATTEMPTS, DeltaLakeTable, Touched};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::fail;
 use crate::model::batch::{BatchId, Receipt};
 use crate::model::note::Note;
-use crate::table::{Change, Txn, WriteMode};
+use crate::table::{Change, Pin, Txn, WriteMode};
 
 /// Files written and rows counted, not committed yet.
 struct Prepared {
@@ -51,14 +56,20 @@ impl From<Error> for Failure {
 }
 
 impl DeltaLakeTable {
-    pub(super) async fn apply_change(&mut self, change: &Change, txn: &Txn) -> Result<Receipt> {
+    /// `None` = the table is not as it was pinned any more, and nothing was written.
+    pub(super) async fn apply_change(
+        &mut self,
+        change: &Change,
+        txn: &Txn,
+        pin: Option<&Pin>,
+    ) -> Result<Option<Receipt>> {
         let known = self.known.get(&txn.app_id).copied();
         if self.handle.state().is_none() || known.is_none() {
             self.reload().await?;
         } else if self.handle.refresh().await? {
             self.known.clear();
             // Nobody else commits while a run works, but for maintenance: the one time to look what they did.
-            if known.flatten().is_some() {
+            if known.flatten().is_some() && !txn.is_beside() {
                 self.look_at_others(&txn.app_id).await?;
             }
         }
@@ -75,19 +86,28 @@ impl DeltaLakeTable {
                 if overtaken && known.flatten() != applied {
                     return Err(self.busy(txn, found));
                 }
-                return Ok(Receipt { delta_version: version, already_applied: true, ..Receipt::default() });
+                return Ok(Some(Receipt { delta_version: version, already_applied: true, ..Receipt::default() }));
             }
-            // Somebody's commit came first: what it did has to be known before another one follows it.
-            if attempt > 0 && applied.is_some() {
+            // Somebody's commit came first: what it did has to be known before another one follows it. That is the live
+            // pipeline's business: for a writer beside it, its own last commit may lie a year back.
+            if attempt > 0 && applied.is_some() && !txn.is_beside() {
                 self.look_at_others(&txn.app_id).await?;
             }
+            // A table that was just made holds as little as none.
+            let version = |known: Option<i64>| known.unwrap_or_default();
+            if pin.is_some_and(|pin| version(pin.version) != version(self.handle.version())) {
+                return Ok(None);
+            }
             match self.attempt(change, txn).await {
-                Ok((receipt, touched)) => return Ok(self.done(txn, receipt, touched)),
+                Ok((receipt, touched)) => return Ok(Some(self.done(txn, receipt, touched))),
                 Err(Failure::Refused(error)) => return Err(error),
                 Err(Failure::Commit(attempted)) => match self.settle(*attempted, txn).await? {
-                    Ok(receipt) => return Ok(receipt),
+                    Ok(receipt) => return Ok(Some(receipt)),
                     Err(error) => last = Some(error),
                 },
+            }
+            if pin.is_none() {
+                pause(attempt).await;
             }
         }
         let text = format!(
@@ -255,6 +275,26 @@ impl DeltaLakeTable {
                 let operation = DeltaOperation::Delete { predicate: None };
                 Ok(Prepared { removes, adds, receipt, operation })
             }
+            (WriteMode::Append, Change::Replace { span, rows }) => {
+                let rows = self.conform_all(rows, schema)?;
+                super::span::check_inside(&rows, span, &self.definition.name)?;
+                let inserted = count(&rows);
+                let work = super::span::find(&self.reader(), self.handle.files()?, schema, span).await?;
+                let deleted = work.iter().map(|rewrite| rewrite.gone.len() as u64).sum();
+                let (removes, adds) = self.rewrite(schema, &[], work, rows, touched).await?;
+                let receipt = Receipt { inserted, deleted, ..Receipt::default() };
+                let operation = merge(std::slice::from_ref(&span.column));
+                Ok(Prepared { removes, adds, receipt, operation })
+            }
+            (WriteMode::Append, Change::Missing { column, rows }) => {
+                let rows = self.missing(column, rows, schema).await?;
+                let inserted = count(&rows);
+                let adds = if inserted == 0 { Vec::new() } else { self.writer(schema, &[])?.write(&rows).await? };
+                see(touched, &rows)?;
+                let operation = merge(std::slice::from_ref(column));
+                let receipt = Receipt { inserted, ..Receipt::default() };
+                Ok(Prepared { removes: Vec::new(), adds, receipt, operation })
+            }
             (WriteMode::Upsert { key, order_by, delete_flag }, Change::Rows(rows)) => {
                 self.upsert(rows, txn, schema, touched, &key, &order_by, delete_flag.as_deref()).await
             }
@@ -273,6 +313,26 @@ impl DeltaLakeTable {
                 self.definition.name
             ))),
         }
+    }
+
+    /// Those of `rows` whose value of `column` no stored row has.
+    async fn missing(&self, column: &String, rows: &[RecordBatch], schema: &SchemaRef) -> Result<Vec<RecordBatch>> {
+        let rows = self.conform_all(rows, schema)?;
+        let mut wanted = Distinct::new(schema, std::slice::from_ref(column))?;
+        rows.iter().try_for_each(|batch| wanted.add(batch))?;
+        if rows.is_empty() {
+            return Ok(rows);
+        }
+        let stored = self.rows_of(&self.handle, std::slice::from_ref(column), Some(&wanted.rows()?)).await?;
+        let mut known = Distinct::new(schema, std::slice::from_ref(column))?;
+        stored.iter().try_for_each(|batch| known.add(batch))?;
+        let known = Semi::new(&known.rows()?, schema)?;
+        let is_new = |batch: &RecordBatch| {
+            let stored = known.mask(batch)?;
+            let new = arrow::compute::not(&stored).context(ErrorKind::Failed, "rows could not be filtered")?;
+            filter_record_batch(batch, &new).context(ErrorKind::Failed, "rows could not be filtered")
+        };
+        rows.iter().map(is_new).collect()
     }
 
     #[allow(clippy::too_many_arguments)] // The parts of one write mode, taken apart by the only caller.
@@ -364,6 +424,13 @@ impl DeltaLakeTable {
             .map(|batch| conform(batch, schema, &self.definition.name))
             .collect()
     }
+}
+
+/// A moment for whoever is faster, longer each time, and never the same for two writers.
+async fn pause(attempt: usize) {
+    let longest = 10_u64 << attempt.min(5);
+    let random = RandomState::new().build_hasher().finish();
+    tokio::time::sleep(Duration::from_millis(random % longest)).await;
 }
 
 fn see(touched: &mut [Distinct], rows: &[RecordBatch]) -> Result<()> {

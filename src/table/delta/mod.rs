@@ -24,6 +24,7 @@ mod rows;
 mod scan;
 mod schema;
 pub(super) mod snapshot;
+mod span;
 pub(super) mod trace;
 mod trim;
 mod upsert;
@@ -48,13 +49,14 @@ use self::rows::Distinct;
 use self::scan::{Pruner, Reader, Semi};
 use self::schema::{arrow_schema, check_kept, check_nulls, made_by, project, reconcile};
 use super::maintain::{Compacted, Compaction, Vacuum, Vacuumed};
-use super::{Change, Table, TableDefinition, TableState, Trim, Txn, WriteMode};
+use super::{Change, Pin, Span, Table, TableDefinition, TableState, Trim, Txn, WriteMode};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::model::batch::{BatchId, ForeignWrite, Receipt};
 use crate::storage::Storage;
 
-/// Tries against other writers before giving up as busy.
-const ATTEMPTS: usize = 3;
+/// Tries against other writers before giving up as busy: a backfill beside a run commits many times while the run prepares
+/// one commit, and each of those costs a try.
+const ATTEMPTS: usize = 30;
 
 /// Opens (does not create) the table of `definition` in a lake: `silver.orders` lies at `<lake>/silver/orders`.
 pub fn open(lake: &Storage, definition: TableDefinition) -> Result<Box<dyn Table>> {
@@ -99,19 +101,63 @@ struct Touched {
 
 impl DeltaLakeTable {
     fn reader(&self) -> Reader {
+        self.reader_of(&self.handle)
+    }
+
+    fn reader_of(&self, handle: &Handle) -> Reader {
         Reader {
-            store: self.handle.store(),
-            location: self.handle.location(),
-            partition_by: Arc::new(match self.handle.state() {
+            store: handle.store(),
+            location: handle.location(),
+            partition_by: Arc::new(match handle.state() {
                 Some(state) => state.metadata().partition_columns().to_vec(),
                 None => self.definition.partition_by.clone(),
             }),
         }
     }
 
+    /// The table as it is in storage now; what this process knows of it stays as it was, so that the next `apply` still
+    /// notices what others did.
+    async fn newest(&self) -> Result<Handle> {
+        let mut handle = self.handle.fork();
+        handle.refresh().await?;
+        Ok(handle)
+    }
+
+    /// Rows with `columns`; with `groups`, only rows whose values of its columns are among its rows.
+    async fn rows_of(
+        &self,
+        handle: &Handle,
+        columns: &[String],
+        groups: Option<&RecordBatch>,
+    ) -> Result<Vec<RecordBatch>> {
+        let Some(state) = handle.state() else { return Ok(Vec::new()) };
+        let schema = arrow_schema(state);
+        // Group columns are read for the filter and left out of the answer.
+        let mut names = columns.to_vec();
+        if let Some(groups) = groups {
+            let asked = groups.schema();
+            names.extend(asked.fields().iter().map(|f| f.name().clone()).filter(|n| !columns.contains(n)));
+        }
+        let wanted = project(&schema, &names, &self.definition.name)?;
+        let reader = self.reader_of(handle);
+        let mut files = handle.files()?;
+        let mut keep = None;
+        if let Some(groups) = groups {
+            if groups.num_rows() == 0 {
+                return Ok(Vec::new());
+            }
+            let semi = Semi::new(groups, &schema)?;
+            let pruner = Pruner::new(semi.encoder(), groups, &reader)?;
+            files.retain(|file| pruner.may_hold(file).unwrap_or(true));
+            keep = Some(Arc::new(semi));
+        }
+        let batches = reader.read(files, wanted, keep).await?;
+        batches.into_iter().map(|batch| first_columns(&batch, columns.len())).collect()
+    }
+
     /// Rows for an append table may have columns that nobody announced (`schema_drift: evolve`): they become the table's.
     fn learn(&mut self, change: &Change) {
-        let Change::Rows(rows) = change else { return };
+        let (Change::Rows(rows) | Change::Replace { rows, .. }) = change else { return };
         if self.definition.write != WriteMode::Append {
             return;
         }
@@ -161,6 +207,14 @@ impl DeltaLakeTable {
         check_kept(&self.definition, &arrow_schema(then), &now, carrier, &self.handle.location())
     }
 
+    async fn apply_as(&mut self, change: Change, txn: &Txn, pin: Option<&Pin>) -> Result<Option<Receipt>> {
+        self.learn(&change);
+        let Some(mut receipt) = self.apply_change(&change, txn, pin).await? else { return Ok(None) };
+        receipt.memory_version = self.memory.as_ref().and_then(deletes::Memory::version);
+        self.upkeep.grew_by(receipt.files_added);
+        Ok(Some(receipt))
+    }
+
     async fn reload(&mut self) -> Result<()> {
         self.known.clear();
         if let Some(memory) = &mut self.memory {
@@ -169,6 +223,11 @@ impl DeltaLakeTable {
         self.handle.load().await?;
         Ok(())
     }
+}
+
+fn first_columns(batch: &RecordBatch, count: usize) -> Result<RecordBatch> {
+    let first: Vec<usize> = (0..count).collect();
+    batch.project(&first).context(ErrorKind::Failed, "columns could not be picked")
 }
 
 #[async_trait]
@@ -212,17 +271,26 @@ impl Table for DeltaLakeTable {
     }
 
     async fn note(&mut self, app_id: &str, batch: BatchId) -> Result<Option<String>> {
+        if self.handle.state().is_none() {
+            self.reload().await?;
+        }
         let Some((version, _)) = self.handle.find_commit(app_id, batch).await? else { return Ok(None) };
         let entry = self.handle.entry(version).await?;
         Ok(entry.and_then(|entry| trace::carried(&entry, app_id)).and_then(|(_, note)| note))
     }
 
     async fn apply(&mut self, change: Change, txn: &Txn) -> Result<Receipt> {
-        self.learn(&change);
-        let mut receipt = self.apply_change(&change, txn).await?;
-        receipt.memory_version = self.memory.as_ref().and_then(deletes::Memory::version);
-        self.upkeep.grew_by(receipt.files_added);
-        Ok(receipt)
+        let applied = self.apply_as(change, txn, None).await?;
+        applied.ok_or_else(|| Error::failed("a change that nothing was pinned for was taken for outdated"))
+    }
+
+    async fn pin(&mut self, app_id: &str) -> Result<Pin> {
+        let handle = self.newest().await?;
+        Ok(Pin { version: handle.version(), applied: handle.applied(app_id).await? })
+    }
+
+    async fn apply_at(&mut self, change: Change, txn: &Txn, pin: &Pin) -> Result<Option<Receipt>> {
+        self.apply_as(change, txn, Some(pin)).await
     }
 
     async fn check(&mut self, change: &Change) -> Result<()> {
@@ -333,35 +401,27 @@ impl Table for DeltaLakeTable {
         if self.handle.state().is_none() {
             self.reload().await?;
         }
-        let Some(state) = self.handle.state() else { return Ok(Vec::new()) };
+        self.rows_of(&self.handle, columns, groups).await
+    }
+
+    async fn read_newest(&mut self, columns: &[String], groups: Option<&RecordBatch>) -> Result<Vec<RecordBatch>> {
+        let handle = self.newest().await?;
+        self.rows_of(&handle, columns, groups).await
+    }
+
+    async fn read_span(&mut self, columns: &[String], span: &Span) -> Result<Vec<RecordBatch>> {
+        let handle = self.newest().await?;
+        let Some(state) = handle.state() else { return Ok(Vec::new()) };
         let schema = arrow_schema(state);
-        // Group columns are read for the filter and left out of the answer.
-        let mut names = columns.to_vec();
-        if let Some(groups) = groups {
-            let asked = groups.schema();
-            names.extend(asked.fields().iter().map(|f| f.name().clone()).filter(|n| !columns.contains(n)));
-        }
-        let wanted = project(&schema, &names, &self.definition.name)?;
-        let reader = self.reader();
-        let mut files = self.handle.files()?;
-        let mut keep = None;
-        if let Some(groups) = groups {
-            if groups.num_rows() == 0 {
-                return Ok(Vec::new());
-            }
-            let semi = Semi::new(groups, &schema)?;
-            let pruner = Pruner::new(semi.encoder(), groups, &reader)?;
-            files.retain(|file| pruner.may_hold(file).unwrap_or(true));
-            keep = Some(Arc::new(semi));
-        }
-        let batches = reader.read(files, wanted, keep).await?;
-        let first: Vec<usize> = (0..columns.len()).collect();
-        let cut = |batch: RecordBatch| {
-            batch
-                .project(&first)
-                .map_err(|cause| Error::new(ErrorKind::Failed, "columns could not be picked").caused_by(cause))
-        };
-        batches.into_iter().map(cut).collect()
+        let all = || schema.fields().iter().map(|field| field.name().clone()).collect();
+        let columns: Vec<String> = if columns.is_empty() { all() } else { columns.to_vec() };
+        span::read(&self.reader_of(&handle), handle.files()?, &schema, &columns, span).await
+    }
+
+    async fn first_time(&mut self, column: &str) -> Result<Option<DateTime<Utc>>> {
+        let handle = self.newest().await?;
+        let Some(state) = handle.state() else { return Ok(None) };
+        span::first(&self.reader_of(&handle), handle.files()?, &arrow_schema(state), column).await
     }
 
     async fn compact(&mut self, order: &Compaction) -> Result<Compacted> {

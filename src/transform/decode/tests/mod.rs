@@ -65,7 +65,7 @@ pub(super) fn every_type() -> Vec<ColumnSpec> {
 
 pub(super) fn context() -> BatchContext {
     let batch_time = DateTime::parse_from_rfc3339("2026-03-17T23:30:00Z").expect("valid").to_utc();
-    BatchContext { pipeline: "orders".into(), batch: 7, batch_time }
+    BatchContext { pipeline: "orders".into(), batch: 7, batch_time, interval: None }
 }
 
 /// Records with offsets from `first`; keys are `k<offset>`.

@@ -1,0 +1,385 @@
+//! Backfill: an interval of event time derived again, beside the live pipeline and never in its way.
+//!
+//! The walk is that of a batch: observe, decide, plan, read, shape, apply, commit. What makes it right beside a live run:
+//!
+//! 1. Of a table's interval only rows take part whose live batch the table already has: its own live `txn` at the version
+//!    that is written to says which. Later ones are the live run's to deliver.
+//! 2. A table is pinned before anything is read for it, and written by strict compare and swap. Who loses reads and
+//!    computes again: the last commit of an interval or a group is always the one that has read most.
+//! 3. Application ids are the interval's own, and so is the log: live offsets, plans and transactions are never touched.
+//!
+//! How each table is written: an upsert takes the rows as from any batch (the newest by `order_by` wins; an equal row is
+//! replaced, so that changed SQL shows); an append table has the interval's rows replaced; a refresh table has the groups
+//! recomputed that the interval touches; dead letters are added where their id is not there yet.
+
+mod apply;
+mod derive;
+mod lineage;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::Int64Type;
+use tokio::sync::Mutex;
+use tracing::debug;
+
+pub use lineage::{Lineage, choose, is_bronze, lineage};
+
+use self::derive::{Cache, Window};
+use super::clock::Clock;
+use super::shaping::check_budget;
+use super::{MAX_LOOKS, app_id};
+use crate::checkpoint::CheckpointLog;
+use crate::checkpoint::backfills::{IntervalLog, Planned};
+use crate::config::spec::PipelineSpec;
+use crate::error::{Certainty, Error, ErrorKind, Result};
+use crate::fail;
+use crate::model::backfill::{BackfillPlan, BackfillRecord, Decision, Request, decide};
+use crate::model::batch::{BatchId, FORMAT_VERSION, Owner, Receipt};
+use crate::model::interval::Interval;
+use crate::table::{BESIDE, Lookup, Table, Txn};
+use crate::transform::Transform;
+use crate::transform::decode::added::BATCH_ID;
+
+/// A live batch that is under way is let go first, as long as this; only once, for its run may have died.
+const COURTESY: Duration = Duration::from_secs(10);
+const COURTESY_STEP: Duration = Duration::from_millis(50);
+
+/// What a backfill of one interval is made of.
+pub struct Parts {
+    /// The pipeline.
+    pub spec: Arc<PipelineSpec>,
+    /// Identity of the live log.
+    pub pipeline_id: String,
+    /// This process.
+    pub owner: Owner,
+    /// Rows in, rows out.
+    pub transform: Arc<dyn Transform>,
+    /// Handles of its own: nothing that the live run or another interval knows.
+    pub tables: Vec<Box<dyn Table>>,
+    /// By lookup name.
+    pub lookups: BTreeMap<String, Box<dyn Lookup>>,
+    /// The live log; only read.
+    pub live: Box<dyn CheckpointLog>,
+    /// The interval's own log.
+    pub log: IntervalLog,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// One writer a table in this process: others would only cost each other a try.
+    pub turns: Arc<Turns>,
+    /// Whether whoever planned a batch is still at work, as far as this host can tell.
+    pub is_alive: fn(&Owner, &Owner) -> bool,
+}
+
+/// Whose turn it is to write, by table.
+#[derive(Debug, Default)]
+pub struct Turns(BTreeMap<String, Arc<Mutex<()>>>);
+
+impl Turns {
+    /// For these tables.
+    pub fn of<'a>(tables: impl IntoIterator<Item = &'a str>) -> Turns {
+        Turns(tables.into_iter().map(|name| (name.to_string(), Arc::default())).collect())
+    }
+
+    fn table(&self, name: &str) -> Arc<Mutex<()>> {
+        self.0.get(name).cloned().unwrap_or_default()
+    }
+}
+
+/// What became of an interval.
+#[derive(Debug)]
+pub enum Done {
+    /// It is done already, by the same rules.
+    Skipped,
+    /// Nothing arrived since it was done.
+    Unchanged,
+    /// Derived again; with rows or, where the interval has none, without.
+    Ran(Box<BackfillRecord>),
+}
+
+/// What would become of an interval.
+#[derive(Debug)]
+pub struct Preview {
+    /// What would be done.
+    pub decision: Decision,
+    /// Rows of the interval that would take part, over all bronze tables.
+    pub rows: u64,
+}
+
+/// One interval on its way.
+pub struct Backfill {
+    parts: Parts,
+    interval: Interval,
+    cache: Cache,
+    /// Last run applied, by table, as observed.
+    applied: BTreeMap<String, Option<BatchId>>,
+    /// The live batches that took part, by table.
+    caps: BTreeMap<String, Option<BatchId>>,
+    /// Rows that broke each rule, as `table.rule`.
+    broken: BTreeMap<String, u64>,
+    /// Live batches that were waited for long enough.
+    waited: BTreeSet<BatchId>,
+}
+
+impl Backfill {
+    /// Of an interval that nothing is known of yet.
+    pub fn new(parts: Parts, interval: Interval) -> Backfill {
+        Backfill {
+            parts,
+            interval,
+            cache: Cache::default(),
+            applied: BTreeMap::new(),
+            caps: BTreeMap::new(),
+            broken: BTreeMap::new(),
+            waited: BTreeSet::new(),
+        }
+    }
+
+    /// Derives the interval again. Looks again after a failure that may have been applied.
+    pub async fn run(&mut self, request: &Request) -> Result<Done> {
+        let mut looks = 0;
+        loop {
+            match self.walk(request).await {
+                Ok(done) => return Ok(done),
+                Err(error) => {
+                    self.cache = Cache::default();
+                    looks += 1;
+                    if error.certainty() == Certainty::NotApplied || looks >= MAX_LOOKS {
+                        return Err(error);
+                    }
+                    debug!(interval = %self.interval, %error, "a step failed and may have been applied; looking again");
+                }
+            }
+        }
+    }
+
+    /// What `run` would do; writes nothing.
+    pub async fn preview(&mut self, request: &Request) -> Result<Preview> {
+        let head = self.parts.log.head().await?;
+        let decision = self.decide(request, &head).await?;
+        let since = match &decision {
+            Decision::Begin { since, .. } => *since,
+            _ => None,
+        };
+        let window = Window { since, upto: Some(BatchId::MAX) };
+        let rows = self.count(&request.tables, window).await?;
+        Ok(Preview { decision, rows })
+    }
+
+    async fn walk(&mut self, request: &Request) -> Result<Done> {
+        fail::hit(fail::OBSERVE)?;
+        let head = self.parts.log.head().await?;
+        let plan = match self.decide(request, &head).await? {
+            Decision::Skip => return Ok(Done::Skipped),
+            Decision::Replay(plan) => *plan,
+            Decision::Begin { run, since, tables, unfinished } => {
+                if since.is_some() {
+                    let window = Window { since, upto: Some(BatchId::MAX) };
+                    if self.count(&tables, window).await? == 0 {
+                        return Ok(Done::Unchanged);
+                    }
+                }
+                self.plan(request, run, since, tables, unfinished).await?
+            }
+        };
+        fail::hit(fail::READ)?;
+        let window = Window { since: plan.since, upto: Some(BatchId::MAX) };
+        let input_rows = self.count(&plan.tables, window).await?;
+        let mut record = BackfillRecord {
+            version: FORMAT_VERSION,
+            run: plan.run,
+            pipeline: plan.pipeline.clone(),
+            interval: self.interval,
+            mode: plan.mode,
+            tables: plan.tables.clone(),
+            receipts: BTreeMap::new(),
+            through: None,
+            recipe: plan.recipe.clone(),
+            input_rows,
+            dead_letters: 0,
+            expectations: BTreeMap::new(),
+            started_at: plan.batch_time,
+            committed_at: plan.batch_time,
+            owner: self.parts.owner.clone(),
+        };
+        // Without rows nothing is replaced: bronze may have let an old day go, and the tables are all that is left of it.
+        if input_rows > 0 || !plan.unfinished.is_empty() {
+            fail::hit(fail::SHAPE)?;
+            self.apply_all(&plan, &mut record).await?;
+        } else {
+            self.note_caps(&plan).await?;
+        }
+        record.through = self.caps.values().min().copied().flatten();
+        record.committed_at = self.parts.clock.now();
+        let order: Vec<String> = self.parts.spec.tables.iter().map(|table| table.name.clone()).collect();
+        let record = record.following(head.record.as_ref(), &order);
+        fail::hit(fail::COMMIT)?;
+        self.parts.log.commit(&record).await?;
+        fail::hit(fail::COMMITTED)?;
+        if let Err(error) = self.parts.log.prune().await {
+            debug!(%error, "old runs stay; the next clean-up tries again");
+        }
+        let now = self.parts.clock.now();
+        for table in &mut self.parts.tables {
+            table.tidy_log(now).await;
+        }
+        Ok(Done::Ran(Box::new(record)))
+    }
+
+    /// What happens, by the log and by what the tables carry.
+    async fn decide(&mut self, request: &Request, head: &crate::model::backfill::IntervalHead) -> Result<Decision> {
+        let mut tables = request.tables.clone();
+        tables.extend(head.pending().into_iter().flat_map(|plan| plan.tables.clone()));
+        self.applied.clear();
+        for name in tables {
+            if !self.applied.contains_key(&name) && lineage::find(&self.parts.spec, &name).is_some() {
+                let app_id = self.app_id(&name);
+                let applied = self.table(&name)?.pin(&app_id).await?.applied;
+                self.applied.insert(name, applied);
+            }
+        }
+        let order: Vec<String> = self.parts.spec.tables.iter().map(|table| table.name.clone()).collect();
+        let applied = self.applied.values().copied().flatten().max();
+        Ok(decide(request, head, applied, &order))
+    }
+
+    /// Makes the intent durable.
+    async fn plan(
+        &mut self,
+        request: &Request,
+        run: BatchId,
+        since: Option<BatchId>,
+        tables: Vec<String>,
+        unfinished: Vec<BatchId>,
+    ) -> Result<BackfillPlan> {
+        let mut pinned = BTreeMap::new();
+        for (name, lookup) in &mut self.parts.lookups {
+            if let Some(version) = lookup.latest().await? {
+                pinned.insert(name.clone(), version);
+            }
+        }
+        let plan = BackfillPlan {
+            version: FORMAT_VERSION,
+            run,
+            pipeline: self.parts.spec.name.clone(),
+            interval: self.interval,
+            mode: request.mode,
+            since,
+            tables,
+            unfinished,
+            batch_time: self.parts.clock.now(),
+            pinned,
+            recipe: request.recipe.clone(),
+            owner: self.parts.owner.clone(),
+        };
+        fail::hit(fail::PLAN)?;
+        match self.parts.log.plan(&plan).await? {
+            Planned::Ours => Ok(plan),
+            Planned::Taken(winner) => {
+                let Owner { host, pid, .. } = &winner.owner;
+                let text = format!("another backfill works on {}: pid {pid} on host {host}", self.interval);
+                Err(Error::new(ErrorKind::Busy, text)
+                    .help("this one wrote nothing; let the other finish and run again"))
+            }
+        }
+    }
+
+    /// Rows of the interval in the bronze tables of `tables` that came with the batches of the window. Reads two columns.
+    async fn count(&mut self, tables: &[String], window: Window) -> Result<u64> {
+        let mut seen = BTreeSet::new();
+        let mut count = 0;
+        for name in tables {
+            let Ok(lineage) = self.lineage(name) else { continue };
+            if !seen.insert(lineage.bronze.clone()) {
+                continue;
+            }
+            let span = self.span(&lineage.event_time);
+            let ids = self.table(&lineage.bronze)?.read_span(&[BATCH_ID.to_string()], &span).await?;
+            let is_in =
+                |id: BatchId| window.since.is_none_or(|since| id > since) && window.upto.is_some_and(|upto| id <= upto);
+            let of = |batch: &RecordBatch| {
+                let ids = batch.column(0).as_primitive_opt::<Int64Type>();
+                ids.map_or(0, |ids| ids.iter().flatten().filter(|id| is_in(*id)).count())
+            };
+            count += ids.iter().map(of).sum::<usize>() as u64;
+        }
+        Ok(count)
+    }
+
+    fn app_id(&self, table: &str) -> String {
+        format!("{}{BESIDE}{}", self.live_app_id(table), self.interval.key())
+    }
+
+    fn live_app_id(&self, table: &str) -> String {
+        app_id(&self.parts.pipeline_id, table)
+    }
+
+    fn txn(&self, table: &str, plan: &BackfillPlan) -> Txn {
+        let note = serde_json::json!({ "tidegate": {
+            "pipeline": plan.pipeline,
+            "pipelineId": self.parts.pipeline_id,
+            "backfill": { "interval": plan.interval, "run": plan.run, "mode": plan.mode, "recipe": plan.recipe },
+        }});
+        Txn { app_id: self.app_id(table), batch: plan.run, user_metadata: note.to_string() }
+    }
+
+    fn table(&mut self, name: &str) -> Result<&mut Box<dyn Table>> {
+        let table = self.parts.tables.iter_mut().find(|table| table.definition().name == name);
+        table.ok_or_else(|| Error::failed(format!("table {name} is not part of the run")))
+    }
+
+    /// Lets the live batch that is under way finish first, not those after it. Without this a backfill of many short commits
+    /// would win against a run whose one commit takes longer to prepare, again and again.
+    async fn give_way(&mut self) -> Result<()> {
+        let mut left = COURTESY;
+        let mut first = None;
+        loop {
+            let head = self.parts.live.head().await?;
+            let done = head.commit.map(|record| record.batch);
+            let Some(plan) = head.plan.filter(|plan| done.is_none_or(|done| done < plan.batch)) else { return Ok(()) };
+            let is_another = *first.get_or_insert(plan.batch) != plan.batch;
+            if is_another || self.waited.contains(&plan.batch) || !(self.parts.is_alive)(&plan.owner, &self.parts.owner)
+            {
+                return Ok(());
+            }
+            if left.is_zero() {
+                self.waited.insert(plan.batch);
+                return Ok(());
+            }
+            tokio::time::sleep(COURTESY_STEP).await;
+            left = left.saturating_sub(COURTESY_STEP);
+        }
+    }
+
+    /// The live batches whose rows the table has, or, where the live run does not know the table yet, has finished: a table
+    /// that joins later is filled by a backfill, and the run goes on from where it stands.
+    async fn cap(&mut self, applied: Option<BatchId>) -> Result<Option<BatchId>> {
+        match applied {
+            Some(applied) => Ok(Some(applied)),
+            None => Ok(self.parts.live.head().await?.commit.map(|record| record.batch)),
+        }
+    }
+
+    async fn note_caps(&mut self, plan: &BackfillPlan) -> Result<()> {
+        for name in &plan.tables {
+            let app_id = self.live_app_id(name);
+            let applied = self.table(name)?.pin(&app_id).await?.applied;
+            let cap = self.cap(applied).await?;
+            self.caps.insert(name.clone(), cap);
+        }
+        Ok(())
+    }
+
+    fn check_budget(&self, record: &BackfillRecord) -> Result<()> {
+        check_budget(self.parts.spec.dead_letters.as_ref(), record.dead_letters, record.input_rows)
+    }
+}
+
+/// Over all tables: rows added, changed and removed.
+pub fn totals(receipts: &BTreeMap<String, Receipt>) -> (u64, u64, u64) {
+    receipts.values().fold((0, 0, 0), |(inserted, updated, deleted), receipt| {
+        (inserted + receipt.inserted, updated + receipt.updated, deleted + receipt.deleted)
+    })
+}
