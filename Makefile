@@ -61,7 +61,7 @@ kafka-up: ## Start a real Kafka on localhost:9092 (Docker, else Java 17 and Mave
 kafka-down: ## Stop it; its data is kept
 	@tests/kafka/kafka.sh down
 
-.PHONY: airflow e2e-full bench memory cross-check
+.PHONY: airflow e2e-full bench memory serve-full cross-check
 airflow: build ## A real Airflow 3 (from PyPI) runs the DAG that `init --with airflow` writes
 	TIDEGATE=$(BIN) tests/airflow/run.sh
 e2e-full: ## The end-to-end tests at full size: 1,000,000 orders, 30 kills
@@ -70,5 +70,7 @@ bench: ## Rows/s to bronze and through all layers, beside only consuming the sam
 	@tests/bench.sh $(BENCH_ROWS)
 memory: ## Peak memory while a backlog of 5,000,000 rows is drained
 	@tests/memory.sh
+serve-full: ## Fifty pipelines in one process for five minutes, over files and over Kafka, and a crontab's minute
+	TIDEGATE_REQUIRE_KAFKA=1 TIDEGATE_SERVE_SECONDS=300 cargo test $(TEST_FLAGS) --test it e2e::serve -- --nocapture --test-threads=1
 cross-check: ## Python deltalake and Spark read the tables of LAKE (default: the demo's) and must agree
 	@tests/cross_check/run.sh $(or $(LAKE),$(DEMO)/lake)

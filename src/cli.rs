@@ -96,6 +96,8 @@ pub enum Command {
     Run(RunArgs),
     /// Derive days or hours of event time again from the bronze tables; safe beside a running pipeline
     Backfill(BackfillArgs),
+    /// Run many pipelines in one process, each by its own trigger, until a signal; SIGHUP reads the files again
+    Serve(ServeArgs),
     /// Run the tests of pipeline files: rows in, rows out, without any service, in memory
     Test(TestArgs),
     /// Show where a pipeline stands: last batch, backlog, tables
@@ -183,7 +185,7 @@ pub struct RunArgs {
     /// The pipeline.
     #[command(flatten)]
     pub pipeline: PipelineArgs,
-    /// When batches run, instead of the file's `trigger:`: once, available_now, or an interval such as 30s
+    /// When batches run, instead of the file's `trigger:`: once, available_now, an interval such as 30s, or a crontab expression
     #[arg(long, env = "TIDEGATE_TRIGGER", value_name = "TRIGGER")]
     pub trigger: Option<String>,
     /// Exit code when there was nothing to read; 99 makes an Airflow task "skipped"
@@ -255,6 +257,23 @@ pub enum BackfillMode {
     Full,
     /// Rows that arrived since it was last derived.
     Correction,
+}
+
+/// Arguments of `serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Folders of pipeline files, or pipeline files
+    #[arg(required = true, value_name = "DIR|FILE")]
+    pub files: Vec<PathBuf>,
+    /// Batches under way at a time over all pipelines; the others wait for their turn. Default: two for each core
+    #[arg(long, env = "TIDEGATE_MAX_CONCURRENT", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub max_concurrent: Option<u16>,
+    /// Bytes of keys and values that all batches under way may hold, divided evenly. Default: a 16th of the memory
+    #[arg(long, env = "TIDEGATE_MAX_BYTES", value_name = "SIZE")]
+    pub max_bytes: Option<String>,
+    /// Answer /healthz, /readyz and /metrics (Prometheus) here, such as 127.0.0.1:9464. Default: nowhere
+    #[arg(long, env = "TIDEGATE_LISTEN", value_name = "ADDRESS")]
+    pub listen: Option<std::net::SocketAddr>,
 }
 
 /// Arguments of `status`.

@@ -22,6 +22,7 @@
 //! | `slow=MS` | it takes that much longer |
 //! | `torn` | half of the bytes under a temporary name, then SIGKILL |
 //! | `pause=FILE` | writes `FILE.reached`, then waits until FILE exists |
+//! | `panic` | the walk panics there, as at a fault of the program |
 //! | `skip` | left out, where leaving out means something: the lock file, as if on another host |
 //!
 //! A point `x` of the walk is hit before x is done. Points of the store (`class.operation`) are hit before the request;

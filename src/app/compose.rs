@@ -38,7 +38,12 @@ pub(super) struct Checked {
 /// Loads and checks a file, SQL included; every problem is in one report.
 pub(super) async fn check(global: &Global, file: &Path) -> Result<Checked, Failure> {
     let options = config::LoadOptions::from_environment(global.target.clone());
-    let Loaded { spec, document } = config::load(file, &options)?;
+    check_loaded(config::load(file, &options)?).await
+}
+
+/// The same for a file that was read before.
+pub(super) async fn check_loaded(loaded: Loaded) -> Result<Checked, Failure> {
+    let Loaded { spec, document } = loaded;
     let mut lookups: BTreeMap<String, Box<dyn Lookup>> = BTreeMap::new();
     let mut schemas: BTreeMap<String, SchemaRef> = BTreeMap::new();
     let mut report = document.report();
@@ -135,11 +140,20 @@ pub(super) async fn known_identity(spec: &PipelineSpec, log: &ObjectLog) -> Resu
 /// The identity in the log, made at the first run. A log that lost its identity, or tables that remember a log which is
 /// not there, are not a first run: a new identity would only bury what is left.
 pub(super) async fn identity(checked: &Checked, log: &ObjectLog, owner: &Owner) -> Result<Identity> {
-    let spec = &checked.spec;
+    identity_over(&checked.spec, table_names(checked), log, owner).await
+}
+
+/// The same where the lookups, which only one thread may look at, must stay out of the way.
+pub(super) async fn identity_over(
+    spec: &PipelineSpec,
+    tables: Vec<String>,
+    log: &ObjectLog,
+    owner: &Owner,
+) -> Result<Identity> {
     if let Some(identity) = known_identity(spec, log).await? {
         return Ok(identity);
     }
-    let lost = check_never_ran(checked, log).await;
+    let lost = never_ran(spec, tables, log).await;
     // Another runner may have been faster with its own first run.
     if let Some(identity) = known_identity(spec, log).await? {
         return Ok(identity);
@@ -150,11 +164,14 @@ pub(super) async fn identity(checked: &Checked, log: &ObjectLog, owner: &Owner) 
 
 /// A log without identity is that of a pipeline that never ran, unless the log or a table remembers otherwise.
 pub(super) async fn check_never_ran(checked: &Checked, log: &ObjectLog) -> Result<()> {
-    let spec = &checked.spec;
+    never_ran(&checked.spec, table_names(checked), log).await
+}
+
+async fn never_ran(spec: &PipelineSpec, tables: Vec<String>, log: &ObjectLog) -> Result<()> {
     let head = log.head().await?;
     let lake = storage::open(&spec.lake)?;
     let mut remembers = None;
-    for table in table_names(checked) {
+    for table in tables {
         let maker = table::trace::maker(&lake, &table).await?;
         remembers = remembers.or(maker.is_some_and(|maker| maker.pipeline == spec.name).then_some(table));
     }

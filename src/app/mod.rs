@@ -12,6 +12,7 @@ mod output;
 mod plan;
 mod progress;
 mod run;
+mod serve;
 mod status;
 mod test;
 mod validate;
@@ -82,6 +83,7 @@ async fn dispatch(cli: &Cli) -> Result<Outcome, Failure> {
         Command::Plan(args) => plan::plan(global, args).await,
         Command::Run(args) => run::run(global, args).await,
         Command::Backfill(args) => backfill::backfill(global, args).await,
+        Command::Serve(args) => serve::serve(global, args).await,
         Command::Test(args) => test::test(global, args).await,
         Command::Status(args) => status::status(global, args).await,
         Command::Offsets(OffsetsCommand::Show(args)) => offsets::show(global, args).await,

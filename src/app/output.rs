@@ -14,8 +14,13 @@ use crate::model::loss::Lost;
 
 /// The pipeline file as it stands in commands to type, with the target that goes with it.
 pub(super) fn file_argument(global: &Global, file: &Path) -> String {
+    file_of(file, global.target.as_deref())
+}
+
+/// The same where there is no command line at hand.
+pub(super) fn file_of(file: &Path, target: Option<&str>) -> String {
     let file = quoted(&file.display().to_string());
-    match &global.target {
+    match target {
         Some(target) => format!("{file} --target {}", quoted(target)),
         None => file,
     }

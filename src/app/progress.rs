@@ -38,6 +38,12 @@ impl Display {
         Display { form, pipeline: pipeline.to_string(), pipeline_id: pipeline_id.to_string(), owner: owner.clone() }
     }
 
+    /// One of many: lines, because bars would fight for the same place.
+    pub fn among_many(progress: Progress, pipeline: &str, pipeline_id: &str, owner: &Owner) -> Self {
+        let form = if progress == Progress::None { Form::None } else { Form::Lines };
+        Display { form, pipeline: pipeline.to_string(), pipeline_id: pipeline_id.to_string(), owner: owner.clone() }
+    }
+
     fn line(&self, text: String) {
         match &self.form {
             Form::Bar(bar) => bar.println(text),
@@ -73,7 +79,7 @@ impl Display {
         }
         self.line(text);
         let progress = output::progress_json(&finished.plan, record, &self.pipeline_id, &self.owner);
-        info!(progress = %progress, "batch finished");
+        info!(pipeline = self.pipeline, progress = %progress, "batch finished");
     }
 }
 
@@ -97,7 +103,7 @@ impl Observer for Display {
             )),
             Event::Planned(plan) => {
                 let offsets: i64 = plan.sources.values().map(|ranges| ranges.len()).sum();
-                info!(batch = plan.batch, offsets, "batch planned");
+                info!(pipeline = self.pipeline, batch = plan.batch, offsets, "batch planned");
                 if let Form::Bar(bar) = &self.form {
                     bar.set_length(bar.length().unwrap_or_default().max(bar.position() + offsets.unsigned_abs()));
                 }

@@ -1,7 +1,7 @@
 //! `tidegate run`: until the trigger is satisfied or a signal asks to stop.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -14,7 +14,9 @@ use crate::cli::{Global, RunArgs};
 use crate::config::spec::PipelineSpec;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::batch::Receipt;
-use crate::model::trigger::Trigger;
+use crate::model::cron::Cron;
+use crate::model::trigger::{Schedule, Trigger};
+use crate::runner::clock::{self, Clock, SystemClock};
 use crate::runner::{Runner, Summary};
 use crate::units;
 
@@ -36,7 +38,10 @@ pub(super) async fn run(global: &Global, args: &RunArgs) -> Result<Outcome, Fail
     let run_id = owner.run_id.clone();
     let parts = compose::parts(checked, &identity, owner, Box::new(log), Box::new(display))?;
     let mut runner = Runner::new(parts);
-    let summary = runner.run(&trigger, stop).await?;
+    let summary = match &trigger {
+        Schedule::Trigger(trigger) => runner.run(trigger, stop).await?,
+        Schedule::Cron(cron) => at_ticks(&mut runner, cron, spec.timezone, stop).await?,
+    };
     if summary.batch_count == 0 {
         // Closing a Kafka client takes longer than an idle run. Nothing is under way: the end of the process closes it.
         std::mem::forget(runner);
@@ -44,15 +49,67 @@ pub(super) async fn run(global: &Global, args: &RunArgs) -> Result<Outcome, Fail
     Ok(outcome(&spec, &run_id, &summary, args.no_data_exit_code, started.elapsed().as_millis() as u64))
 }
 
-fn parse_trigger(text: &str) -> Result<Trigger> {
+fn parse_trigger(text: &str) -> Result<Schedule> {
     match text {
-        "once" => Ok(Trigger::Once),
-        "available_now" | "availableNow" | "available-now" => Ok(Trigger::AvailableNow),
-        interval => units::duration(interval).map(Trigger::ProcessingTime).map_err(|_| {
-            Error::new(ErrorKind::Usage, format!("--trigger `{interval}` is not a trigger"))
-                .help("write once, available_now, or an interval such as 30s")
-        }),
+        "once" => return Ok(Trigger::Once.into()),
+        "available_now" | "availableNow" | "available-now" => return Ok(Trigger::AvailableNow.into()),
+        _ => {}
     }
+    if text.starts_with('@') || text.contains(char::is_whitespace) {
+        return Cron::parse(text).map(Schedule::Cron).map_err(|refusal| {
+            let marker = format!("{}{}", " ".repeat(refusal.at.start), "^".repeat(refusal.at.len().max(1)));
+            Error::new(ErrorKind::Usage, format!("--trigger: {}", refusal.message))
+                .with("trigger", format!("{text}\n           {marker}"))
+                .help(refusal.help)
+        });
+    }
+    units::duration(text).map(|interval| Trigger::ProcessingTime(interval).into()).map_err(|_| {
+        Error::new(ErrorKind::Usage, format!("--trigger `{text}` is not a trigger")).help(
+            "write once, available_now, an interval such as 30s, or a crontab expression such as \"*/15 * * * *\"",
+        )
+    })
+}
+
+/// Sleeps no longer than this at a time: the clock on the wall may be set, and a machine may be asleep.
+const NAP: Duration = Duration::from_secs(15);
+
+/// An available_now run at each tick, until asked to stop. Ticks that pass during a run are one run after it.
+async fn at_ticks(
+    runner: &mut Runner,
+    cron: &Cron,
+    timezone: chrono_tz::Tz,
+    mut stop: watch::Receiver<bool>,
+) -> Result<Summary> {
+    let mut summary = Summary::default();
+    let mut last = SystemClock.now();
+    while let Some(tick) = cron.next_after(last, timezone) {
+        loop {
+            if *stop.borrow() {
+                return Ok(summary);
+            }
+            let left = clock::until(SystemClock.now(), tick);
+            if left.is_zero() {
+                break;
+            }
+            tokio::select! {
+                _ = tokio::time::sleep(left.min(NAP)) => {}
+                changed = stop.changed() => if changed.is_err() { return Ok(summary) },
+            }
+        }
+        last = SystemClock.now();
+        add(&mut summary, runner.run(&Trigger::AvailableNow, stop.clone()).await?);
+    }
+    Ok(summary)
+}
+
+/// Adds what one run of many did; of the batches themselves, the last ones are kept.
+pub(super) fn add(total: &mut Summary, run: Summary) {
+    total.batch_count += run.batch_count;
+    total.input_rows += run.input_rows;
+    total.interrupted |= run.interrupted;
+    total.batches.extend(run.batches);
+    let surplus = total.batches.len().saturating_sub(100);
+    total.batches.drain(..surplus);
 }
 
 /// Turns true at the first SIGTERM or SIGINT; the second one ends the process at once, which is only a crash.

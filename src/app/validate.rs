@@ -1,6 +1,7 @@
 //! `tidegate validate`: every check that needs no source and no table.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
@@ -11,11 +12,17 @@ use crate::error::{Context, Error, ErrorKind, Result};
 pub(super) async fn validate(global: &Global, args: &ValidateArgs) -> Result<Outcome, Failure> {
     let files = expand(&args.files)?;
     let (mut text, mut results, mut bad) = (String::new(), Vec::new(), 0);
+    let mut names = Names::default();
     for file in &files {
         let checked = match compose::check(global, file).await {
             Ok(checked) => test::check(global, file).await.map(|()| checked),
             Err(failure) => Err(failure),
         };
+        let checked = checked.and_then(|checked| {
+            // Files in different folders may be different stages of one pipeline.
+            names.add(&checked.spec.name, file, file.parent())?;
+            Ok(checked)
+        });
         match checked {
             Ok(checked) => {
                 let tables: Vec<&str> = checked.spec.tables.iter().map(|table| table.name.as_str()).collect();
@@ -37,8 +44,29 @@ pub(super) async fn validate(global: &Global, args: &ValidateArgs) -> Result<Out
     Ok(Outcome { text, json, code: if bad == 0 { 0 } else { ErrorKind::Config.exit_code() } })
 }
 
+/// Pipelines that live side by side need names of their own: checkpoint, lock and transactions go by name.
+#[derive(Default)]
+pub(super) struct Names(BTreeMap<(String, Option<PathBuf>), PathBuf>);
+
+impl Names {
+    /// Takes the name for `file`; fails when another file of the same folder has it.
+    pub fn add(&mut self, name: &str, file: &Path, folder: Option<&Path>) -> Result<()> {
+        let key = (name.to_string(), folder.map(Path::to_path_buf));
+        match self.0.get(&key) {
+            Some(other) if other != file => Err(Error::config(format!("two files name their pipeline `{name}`"))
+                .with("first", other.display())
+                .with("second", file.display())
+                .help("checkpoint, lock and transactions go by the pipeline's name; give one of them another `name:`")),
+            _ => {
+                self.0.insert(key, file.to_path_buf());
+                Ok(())
+            }
+        }
+    }
+}
+
 /// Folders stand for the pipeline files in them; tests and lookups' descriptions live elsewhere.
-fn expand(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+pub(super) fn expand(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in paths {
         if !path.is_dir() {

@@ -222,7 +222,7 @@ pub enum RawTriggerWord {
     SparkAvailableNow,
 }
 
-/// A trigger with an interval.
+/// A trigger with an interval or a schedule.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawInterval {
@@ -231,6 +231,8 @@ pub struct RawInterval {
     /// Spark's spelling of processing_time.
     #[serde(rename = "processingTime")]
     pub spark_processing_time: Option<Quantity>,
+    /// An available_now run at each tick of a crontab expression, in the pipeline's timezone, such as "*/15 * * * *".
+    pub cron: Option<String>,
 }
 
 /// Limits of one micro-batch.

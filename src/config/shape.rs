@@ -9,7 +9,7 @@ use super::report::{Problem, Span, closest};
 use super::yaml::{Entry, Node, Scalar, Style, Value};
 
 /// In the contract, not in this version: said plainly instead of "unknown key".
-const LATER_KEYS: [&str; 6] = ["watermark", "aggregate", "emit", "dedupe", "join", "cron"];
+const LATER_KEYS: [&str; 5] = ["watermark", "aggregate", "emit", "dedupe", "join"];
 /// The same for words.
 const LATER_WORDS: [&str; 3] = ["avro", "protobuf", "debezium"];
 

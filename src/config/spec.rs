@@ -9,7 +9,7 @@ use std::time::Duration;
 use arrow::datatypes::{DataType, SchemaRef};
 use chrono::{DateTime, Utc};
 
-use crate::model::trigger::Trigger;
+use crate::model::trigger::Schedule;
 
 /// A value that must not be printed. `Debug`, `Display` and `Serialize` show `***`.
 #[derive(Clone, PartialEq, Eq)]
@@ -63,7 +63,7 @@ pub struct PipelineSpec {
     /// By name; `source:` in the file is the one named `source`.
     pub sources: BTreeMap<String, SourceSpec>,
     /// When batches run, unless the command line says otherwise.
-    pub trigger: Trigger,
+    pub trigger: Schedule,
     /// Offsets per batch and source.
     pub max_rows: u64,
     /// Bytes of keys and values per batch and source.

@@ -30,6 +30,8 @@ pub enum Action {
     Pause(PathBuf),
     /// Left out.
     Skip,
+    /// A fault of the program.
+    Panic,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -98,6 +100,7 @@ fn parse_one(text: &str) -> Result<Order, String> {
         "torn" => Action::Torn,
         "pause" => Action::Pause(PathBuf::from(value)),
         "skip" => Action::Skip,
+        "panic" => Action::Panic,
         _ => return Err(format!("there is no action `{word}`")),
     };
     Ok(Order { point: (point != "*").then(|| point.to_string()), hit, action })
@@ -140,6 +143,7 @@ pub fn hit(point: &str) -> Result<()> {
         Some(Action::Error) => Err(told("failed")),
         Some(Action::Full) => Err(told("disk full")),
         Some(Action::Lost | Action::Late(_)) => Err(told("no answer").maybe_applied()),
+        Some(Action::Panic) => panic!("ordered at the fail point `{point}`"),
         Some(Action::Slow(wait)) => {
             std::thread::sleep(wait);
             Ok(())

@@ -3,6 +3,7 @@
 
 pub mod backfill;
 pub mod batch;
+pub mod cron;
 pub mod interval;
 pub mod loss;
 pub mod note;
@@ -10,5 +11,6 @@ pub mod offset;
 pub mod rebuild;
 pub mod recover;
 pub mod relocate;
+pub mod supervise;
 pub mod trigger;
 pub mod verify;

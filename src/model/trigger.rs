@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use chrono_tz::Tz;
+
+use super::cron::Cron;
 
 /// When batches run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +26,49 @@ impl Trigger {
             Trigger::Once => "once",
             Trigger::AvailableNow => "available_now",
         }
+    }
+}
+
+/// What starts runs: a trigger that a runner keeps by itself, or the ticks of a crontab expression, each of which is an
+/// `available_now` run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Schedule {
+    /// One run.
+    Trigger(Trigger),
+    /// A run at each tick, in the pipeline's timezone.
+    Cron(Cron),
+}
+
+impl Schedule {
+    /// The word for messages and JSON.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Schedule::Trigger(trigger) => trigger.as_str(),
+            Schedule::Cron(_) => "cron",
+        }
+    }
+
+    /// The first tick strictly after `now`; `None` where there are no ticks.
+    pub fn next_after(&self, now: DateTime<Utc>, zone: Tz) -> Option<DateTime<Utc>> {
+        match self {
+            Schedule::Trigger(Trigger::ProcessingTime(interval)) => Some(next_tick(now, *interval)),
+            Schedule::Trigger(Trigger::Once | Trigger::AvailableNow) => None,
+            Schedule::Cron(cron) => cron.next_after(now, zone),
+        }
+    }
+
+    /// What one tick runs: whatever there is, but for `once`, and for the one batch of an interval's tick.
+    pub fn of_tick(&self) -> Trigger {
+        match self {
+            Schedule::Trigger(Trigger::Once | Trigger::ProcessingTime(_)) => Trigger::Once,
+            Schedule::Trigger(Trigger::AvailableNow) | Schedule::Cron(_) => Trigger::AvailableNow,
+        }
+    }
+}
+
+impl From<Trigger> for Schedule {
+    fn from(trigger: Trigger) -> Self {
+        Schedule::Trigger(trigger)
     }
 }
 

@@ -132,6 +132,10 @@ pub trait Source: Send {
 
     /// Copies `offsets` to wherever lag tools look. Best effort: never read back, errors are logged by the adapter.
     async fn acknowledge(&mut self, offsets: &Offsets);
+
+    /// Nothing is read for a while: gives back what only reading needs (threads, connections, what was fetched ahead). What
+    /// the source knows it keeps.
+    async fn rest(&mut self) {}
 }
 
 /// Columns of the envelope, in order.

@@ -85,6 +85,7 @@ enum Gate {
 async fn gate(point: &str) -> Result<Gate> {
     match fail::arrive(point) {
         None | Some(Action::Skip) => Ok(Gate::Open),
+        Some(Action::Panic) => panic!("ordered at the fail point `{point}`"),
         Some(Action::Kill) => fail::die(),
         Some(Action::Error) => Err(failed(point, io::ErrorKind::ConnectionReset)),
         Some(Action::Full) => Err(failed(point, io::ErrorKind::StorageFull)),

@@ -90,7 +90,7 @@ fn spec(tables: Vec<TableSpec>) -> PipelineSpec {
         checkpoints: "/checkpoints".into(),
         timezone: chrono_tz::UTC,
         sources: [("source".to_string(), source())].into(),
-        trigger: Trigger::AvailableNow,
+        trigger: Trigger::AvailableNow.into(),
         max_rows: 1000,
         max_bytes: 1000,
         lookups: BTreeMap::new(),

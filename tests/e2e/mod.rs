@@ -10,4 +10,5 @@ mod kafka_edges;
 mod kafka_losses;
 mod maintain;
 mod repair;
+mod serve;
 mod soak;

@@ -318,7 +318,8 @@ impl Broker {
         self.producer(None)
     }
 
-    fn producer(&self, transactional_id: Option<&str>) -> Producer {
+    /// A producer, of transactions if it has an id.
+    pub fn producer(&self, transactional_id: Option<&str>) -> Producer {
         let mut config = self.config();
         config.set("enable.idempotence", "true").set("linger.ms", "20").set("batch.size", "1000000");
         config.set("queue.buffering.max.messages", "200000").set("message.max.bytes", "33554432");

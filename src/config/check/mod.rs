@@ -16,11 +16,12 @@ use serde_json::{Value as Json, json};
 
 use super::document::Document;
 use super::raw::{Quantity, RawDeadLetters, RawInterval, RawPipeline, RawTrigger, RawTriggerWord};
-use super::report::{Problem, closest};
+use super::report::{Problem, Span, closest};
 use super::shape::Path;
 use super::spec::{DeadLetterSpec, LookupSpec, PipelineSpec};
 use super::yaml::Node;
-use crate::model::trigger::Trigger;
+use crate::model::cron::Cron;
+use crate::model::trigger::{Schedule, Trigger};
 use crate::units;
 
 /// What checking found.
@@ -165,26 +166,48 @@ impl Checker<'_> {
         })
     }
 
-    fn trigger(&mut self, raw: Option<&RawTrigger>) -> Trigger {
+    fn trigger(&mut self, raw: Option<&RawTrigger>) -> Schedule {
         match raw {
-            None => Trigger::AvailableNow,
-            Some(RawTrigger::Word(RawTriggerWord::Once)) => Trigger::Once,
+            None => Trigger::AvailableNow.into(),
+            Some(RawTrigger::Word(RawTriggerWord::Once)) => Trigger::Once.into(),
             Some(RawTrigger::Word(RawTriggerWord::AvailableNow | RawTriggerWord::SparkAvailableNow)) => {
-                Trigger::AvailableNow
+                Trigger::AvailableNow.into()
             }
-            Some(RawTrigger::Interval(RawInterval { processing_time, spark_processing_time })) => {
-                let (key, interval) = match (processing_time, spark_processing_time) {
-                    (Some(interval), None) => ("processing_time", interval),
-                    (None, Some(interval)) => ("processingTime", interval),
+            Some(RawTrigger::Interval(RawInterval { processing_time, spark_processing_time, cron })) => {
+                let (key, interval) = match (processing_time, spark_processing_time, cron) {
+                    (Some(interval), None, None) => ("processing_time", interval),
+                    (None, Some(interval), None) => ("processingTime", interval),
+                    (None, None, Some(cron)) => return self.cron(cron),
                     _ => {
-                        self.refuse(&["trigger"], "`trigger` takes exactly one of: processing_time", "", None);
-                        return Trigger::AvailableNow;
+                        self.refuse(&["trigger"], "`trigger` takes exactly one of: processing_time, cron", "", None);
+                        return Trigger::AvailableNow.into();
                     }
                 };
                 match self.quantity(&["trigger", key], Some(interval), units::duration) {
-                    Some(interval) => Trigger::ProcessingTime(interval),
-                    None => Trigger::AvailableNow,
+                    Some(interval) => Trigger::ProcessingTime(interval).into(),
+                    None => Trigger::AvailableNow.into(),
                 }
+            }
+        }
+    }
+
+    fn cron(&mut self, text: &str) -> Schedule {
+        let path = ["trigger", "cron"];
+        match Cron::parse(text) {
+            Ok(cron) => Schedule::Cron(cron),
+            Err(refusal) => {
+                self.refuse(&path, refusal.message, "", Some(refusal.help));
+                // The caret goes under the field, where the value stands in the file as it was read.
+                let written = self.document.node(&path).and_then(Node::text);
+                if let Some(span) = self.problems.last_mut().and_then(|problem| problem.span.as_mut())
+                    && written == Some(text)
+                    && span.line == span.end_line
+                {
+                    let quote = (span.end_column - span.column).saturating_sub(text.len()) / 2;
+                    let from = span.column + quote + refusal.at.start;
+                    *span = Span::on_line(span.line, from, refusal.at.len());
+                }
+                Trigger::AvailableNow.into()
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
@@ -127,12 +127,37 @@ pub fn connect(spec: &KafkaSpec, group: bool, queue_kb: usize) -> Result<Client>
     })
 }
 
+/// Clients for questions by brokers and settings, once they are shared; each lives as long as somebody has it.
+static SHARED: OnceLock<Mutex<BTreeMap<String, Weak<Client>>>> = OnceLock::new();
+
+/// From now on pipelines of one cluster, with the same settings, ask their questions through one client: each client has
+/// threads and connections of its own. Where there is one pipeline there is nothing to share.
+pub fn share_questions() {
+    SHARED.get_or_init(Mutex::default);
+}
+
+fn questioner(spec: &KafkaSpec) -> Result<Arc<Client>> {
+    let Some(shared) = SHARED.get() else { return Ok(Arc::new(connect(spec, false, 0)?)) };
+    let mut key = spec.brokers.clone();
+    for (name, value) in &spec.settings {
+        key.push_str(&format!("\n{name}={}", value.reveal()));
+    }
+    let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(client) = shared.get(&key).and_then(Weak::upgrade) {
+        return Ok(client);
+    }
+    shared.retain(|_, client| client.strong_count() > 0);
+    let client = Arc::new(connect(spec, false, 0)?);
+    shared.insert(key, Arc::downgrade(&client));
+    Ok(client)
+}
+
 /// Whether a topic, by name, is one of those to read.
 pub type Selection = Box<dyn Fn(&str) -> bool>;
 
 /// Asks questions about topics and offsets until they are answered or patience ends.
 pub struct Admin {
-    client: Client,
+    client: Arc<Client>,
     spec: KafkaSpec,
     patience: Duration,
     /// A broker that has answered before, or [`NOBODY`].
@@ -146,7 +171,7 @@ impl Admin {
     /// A client for questions only: it joins no group, so it opens and closes fast.
     pub fn new(spec: &KafkaSpec, patience: Duration) -> Result<Self> {
         let answering = AtomicI32::new(NOBODY);
-        Ok(Admin { client: connect(spec, false, 0)?, spec: spec.clone(), patience, answering })
+        Ok(Admin { client: questioner(spec)?, spec: spec.clone(), patience, answering })
     }
 
     /// Runs `question` until it succeeds; what can only fail again fails at once.

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
 use self::client::Admin;
+pub use self::client::share_questions;
 use self::reader::Reader;
 use super::loss::{self, Now};
 use super::{Bounded, Limits, Read, Source, blocking};
@@ -121,6 +122,15 @@ impl Source for KafkaSource {
         });
         if let Err(error) = commit.await {
             tracing::debug!(%error, "offsets were not copied to the consumer group");
+        }
+    }
+
+    async fn rest(&mut self) {
+        let mut state = lock(&self.state);
+        state.kept = None;
+        if let Some(reader) = state.reader.take() {
+            // A consumer takes its time to close; nobody has to wait for it.
+            drop(tokio::task::spawn_blocking(move || drop(reader)));
         }
     }
 }
