@@ -1,8 +1,12 @@
 //! The command line. The doc comments here are the help text.
 
+mod dlq;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use dlq::*;
 
 /// Kafka to trustworthy Delta tables: micro-batch ETL, exactly once, in one binary.
 #[derive(Debug, Parser)]
@@ -105,6 +109,9 @@ pub enum Command {
     /// Show and move the offsets that a pipeline has read up to
     #[command(subcommand)]
     Offsets(OffsetsCommand),
+    /// Look at dead letters, replay them through the pipeline as it is now, or give them up
+    #[command(subcommand)]
+    Dlq(DlqCommand),
     /// Look at a pipeline's checkpoint, check it against tables and source, rebuild it from the tables
     #[command(subcommand)]
     Checkpoint(CheckpointCommand),

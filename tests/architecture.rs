@@ -26,7 +26,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("deltalake", &["table/", "transform/datafusion"]),
     ("polars", &["transform/", "arrow_bridge"]),
     ("saphyr_parser", &["config/"]),
-    ("clap", &["cli.rs", "main.rs", "app/"]),
+    ("clap", &["cli.rs", "cli/", "main.rs", "app/"]),
     ("unsafe {", &["arrow_bridge", "source/kafka/topic_id.rs"]),
 ];
 

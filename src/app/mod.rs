@@ -3,6 +3,7 @@
 mod backfill;
 mod checkpoint;
 mod compose;
+mod dlq;
 mod file;
 mod init;
 mod logging;
@@ -89,6 +90,7 @@ async fn dispatch(cli: &Cli) -> Result<Outcome, Failure> {
         Command::Offsets(OffsetsCommand::Show(args)) => offsets::show(global, args).await,
         Command::Offsets(OffsetsCommand::Set(args)) => offsets::set(global, args).await,
         Command::Offsets(OffsetsCommand::Rewind(args)) => offsets::rewind(global, args).await,
+        Command::Dlq(command) => dlq::dlq(global, command).await,
         Command::Checkpoint(CheckpointCommand::Show(args)) => checkpoint::show::show(global, args).await,
         Command::Checkpoint(CheckpointCommand::Verify(args)) => checkpoint::verify::verify(global, args).await,
         Command::Checkpoint(CheckpointCommand::Rebuild(args)) => checkpoint::rebuild::rebuild(global, args).await,
@@ -119,6 +121,7 @@ fn name_file(failure: Failure, cli: &Cli) -> Failure {
         Command::Checkpoint(CheckpointCommand::Show(args)) => &args.pipeline.file,
         Command::Checkpoint(CheckpointCommand::Verify(args)) => &args.pipeline.file,
         Command::Checkpoint(CheckpointCommand::Rebuild(args)) => &args.pipeline.file,
+        Command::Dlq(command) => &command.pipeline().file,
         _ => return failure,
     };
     match failure {

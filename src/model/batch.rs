@@ -9,6 +9,7 @@ use std::fmt;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use super::letter::{Action, Letters};
 use super::loss::{Loss, Lost};
 use super::offset::{Discontinuity, Incarnations, OffsetRanges, Offsets, Partition};
 
@@ -51,6 +52,9 @@ pub struct BatchPlan {
     /// it only carries the move through every table, so that a crash cannot leave half of it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub moved: BTreeMap<String, OffsetRanges>,
+    /// Dead letters that an operator replays or gives up (`tidegate dlq`). Such a batch reads nothing from a source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub letters: Option<Letters>,
     /// Why positions were moved, and partitions that were left out because they are gone, by source name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub lost: BTreeMap<String, Vec<Lost>>,
@@ -115,6 +119,16 @@ impl BatchPlan {
     /// Whether the batch moves positions instead of reading.
     pub fn is_move(&self) -> bool {
         !self.moved.is_empty()
+    }
+
+    /// Whether an operator made the batch: it reads nothing from a source.
+    pub fn is_by_hand(&self) -> bool {
+        self.is_move() || self.letters.is_some()
+    }
+
+    /// Whether rows flow through the pipeline: from sources, or from dead letters that are replayed.
+    pub fn has_rows(&self) -> bool {
+        !self.is_by_hand() || self.letters.as_ref().is_some_and(|letters| letters.action == Action::Replay)
     }
 }
 

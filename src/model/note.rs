@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::batch::{BatchId, BatchPlan};
+use super::letter::Letters;
 use super::offset::{Incarnations, OffsetRanges, Offsets, Partition};
 
 /// The note of one table commit. Empty parts are left out: it is written at every commit of every table.
@@ -32,6 +33,9 @@ pub struct Note {
     /// As in the plan.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub moved: BTreeMap<String, OffsetRanges>,
+    /// As in the plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub letters: Option<Letters>,
     /// As in the plan.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub incarnations: BTreeMap<String, Incarnations>,
@@ -80,6 +84,7 @@ impl Note {
             elsewhere: elsewhere(plan, position),
             skipped: plan.skipped.clone(),
             moved: plan.moved.clone(),
+            letters: plan.letters.clone(),
             incarnations: plan.incarnations.clone(),
             watermarks: plan.watermarks.clone(),
             pinned: plan.pinned.clone(),
@@ -159,6 +164,7 @@ pub fn digest(meaning: &str) -> String {
 mod tests {
     use super::*;
     use crate::model::batch::{FORMAT_VERSION, Owner};
+    use crate::model::letter::Action;
     use crate::model::offset::{Partition, Range};
 
     fn ranges(entries: &[(&str, i64, i64)]) -> OffsetRanges {
@@ -185,6 +191,7 @@ mod tests {
             sources: source(ranges(&[("a", 5, 9), ("b", 20, 20)])),
             skipped: source(ranges(&[("b", 12, 20)])),
             moved: BTreeMap::new(),
+            letters: None,
             lost: BTreeMap::new(),
             incarnations: BTreeMap::new(),
             watermarks: BTreeMap::new(),
@@ -203,6 +210,7 @@ mod tests {
         assert_eq!(note.after()["retired"], offsets(&[("x", 1)]));
         assert_eq!((note.meaning.clone(), note.memory), (Some(digest("upsert")), None));
         let text = write(&plan, "silver", &position, vec!["silver".into()]);
+        assert!(!text.contains("letters"), "most batches are about none: {text}");
         assert!(!text.contains("memory"), "notes of older commits look like this: {text}");
         assert_eq!(Note::read(&Note::with_memory(&text, 4)), Some(Note { memory: Some(4), ..note.clone() }));
         assert_eq!(Note::with_memory("{\"batch\":3}", 4), "{\"batch\":3}");
@@ -215,8 +223,16 @@ mod tests {
         };
         let position = BTreeMap::from([("source".to_string(), offsets(&[("a", 9), ("b", 20)]))]);
         let note = Note::read(&write(&back, "dlq", &position, Vec::new())).expect("a note");
-        assert_eq!((note.before(), note.meaning.clone()), (position, None));
+        assert_eq!((note.before(), note.meaning.clone()), (position.clone(), None));
         assert_eq!(note.after()["source"], offsets(&[("a", 2), ("b", 20)]));
+
+        let ids = BTreeMap::from([(3, vec!["a".to_string(), "b".to_string()]), (10, vec!["a".to_string()])]);
+        for action in [Action::Replay, Action::Discard { reason: Some("no use".into()) }] {
+            let letters = Some(Letters { action, ids: ids.clone() });
+            let plan = BatchPlan { sources: BTreeMap::new(), moved: BTreeMap::new(), letters, ..back.clone() };
+            let note = Note::read(&write(&plan, "dlq", &position, Vec::new())).expect("a note");
+            assert_eq!((note.letters.clone(), note.after()), (plan.letters, position.clone()));
+        }
         assert_eq!(Note::read("{\"other\": 1}"), None);
     }
 }

@@ -399,6 +399,7 @@ fn plan(facts: &Facts, note: &Note) -> BatchPlan {
         sources: note.sources.clone(),
         skipped: note.skipped.clone(),
         moved: note.moved.clone(),
+        letters: note.letters.clone(),
         // Losses that moved a position show in `skipped`; why they did is not in the tables.
         lost: BTreeMap::new(),
         incarnations: note.incarnations.clone(),

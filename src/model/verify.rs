@@ -104,6 +104,7 @@ mod tests {
             sources,
             skipped: BTreeMap::new(),
             moved: BTreeMap::new(),
+            letters: None,
             lost: BTreeMap::new(),
             incarnations: BTreeMap::new(),
             watermarks: BTreeMap::new(),

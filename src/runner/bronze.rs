@@ -57,7 +57,7 @@ impl Runner {
     /// The records of a planned batch, or what its tables hold of it where the source no longer has them.
     pub(super) async fn records_of(&mut self, plan: &BatchPlan) -> Result<Delivered> {
         let mut delivered = Delivered { lost: plan.lost.clone(), ..Delivered::default() };
-        if plan.is_move() {
+        if plan.is_by_hand() {
             // It reads nothing; then nobody needs to be asked.
             return Ok(delivered);
         }

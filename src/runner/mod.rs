@@ -7,6 +7,7 @@ pub mod backfill;
 mod bronze;
 pub mod clock;
 pub mod event;
+pub mod letters;
 mod maintain;
 pub mod relocate;
 mod shaping;

@@ -48,11 +48,16 @@ impl Runner {
         let facts = self.observe().await?;
         match recover::recover(&facts) {
             Decision::Halt(why) => Err(halted(&why, &*self.parts.log)),
-            Decision::Begin => Err(Error::new(ErrorKind::Usage, "nothing was read yet: there is no position to move")
-                .help("where a first run starts is said by `start:` of the source")),
+            Decision::Begin => {
+                Err(Error::new(ErrorKind::Usage, "nothing was read yet: there is nothing to move or replay")
+                    .help("where a first run starts is said by `start:` of the source"))
+            }
             Decision::Replay(plan) => Err(Error::new(
                 ErrorKind::Config,
-                format!("batch {} was begun and is not finished: positions cannot be moved under it", plan.batch),
+                format!(
+                    "batch {} was begun and is not finished: nothing can be moved or replayed under it",
+                    plan.batch
+                ),
             )
             .help("nothing was changed; finish it first: tidegate run FILE --trigger once")),
             Decision::Plan { batch } => {
@@ -99,6 +104,7 @@ impl Runner {
             sources: moved.iter().map(|(name, ranges)| (name.clone(), stay(ranges))).collect(),
             skipped: BTreeMap::new(),
             moved,
+            letters: None,
             lost: BTreeMap::new(),
             // The topics stay those that the rest of the position belongs to.
             incarnations: BTreeMap::new(),

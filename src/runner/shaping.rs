@@ -38,6 +38,16 @@ pub(super) struct Shaping {
     is_set_aside: bool,
     /// Rows that broke each rule, as `table.rule`.
     pub expectations: BTreeMap<String, u64>,
+    /// Dead letters that the batch deals with.
+    pub settled: Option<Settled>,
+}
+
+/// Rows of the dead-letter table, as a batch that deals with them leaves them.
+pub(super) struct Settled {
+    /// What they are found by.
+    pub keys: RecordBatch,
+    /// The rows.
+    pub rows: Vec<RecordBatch>,
 }
 
 /// The tables that can only be shaped after others were applied: they read whole tables.
@@ -86,7 +96,22 @@ impl Shaping {
             unknown: BTreeSet::new(),
             is_set_aside: false,
             expectations: BTreeMap::new(),
+            settled: None,
         }
+    }
+
+    /// What dead letters that are replayed were shaped into; no letter has rows for the tables `unreached`.
+    pub fn of_letters(
+        context: &BatchContext,
+        decoded: HashMap<String, Rows>,
+        shaped: HashMap<String, Rows>,
+        unreached: BTreeSet<String>,
+        dead: Vec<RecordBatch>,
+        expectations: BTreeMap<String, u64>,
+    ) -> Shaping {
+        let dead_letters = dead.iter().map(|rows| rows.num_rows() as u64).sum();
+        let unknown = unreached;
+        Shaping { decoded, shaped, unknown, dead, dead_letters, expectations, ..Shaping::empty(context) }
     }
 
     /// Decodes every record, then shapes every table that needs nothing but the batch. Nothing has been written when
@@ -99,12 +124,7 @@ impl Shaping {
         held: Option<ReadBack>,
         lookups: &HashMap<String, Rows>,
     ) -> Result<Shaping> {
-        let context = BatchContext {
-            pipeline: spec.name.clone(),
-            batch: plan.batch,
-            batch_time: plan.batch_time,
-            interval: None,
-        };
+        let context = BatchContext::live(plan);
         let mut shaping = Shaping::empty(&context);
         let mut dead = Vec::new();
         for (source, batches) in &records {

@@ -128,6 +128,7 @@ impl Runner {
             batch_time: self.parts.clock.now(),
             skipped: self.skipped(&sources),
             moved: BTreeMap::new(),
+            letters: None,
             lost: lost(&bounded),
             incarnations: incarnations(bounded),
             sources,
@@ -203,13 +204,10 @@ impl Runner {
         let shaping_started = Instant::now();
         fail::hit(fail::SHAPE)?;
         let lookups = self.load_lookups(plan).await?;
-        let mut shaping = if plan.is_move() {
-            let context = BatchContext {
-                pipeline: plan.pipeline.clone(),
-                batch: plan.batch,
-                batch_time: plan.batch_time,
-                interval: None,
-            };
+        let mut shaping = if let Some(letters) = &plan.letters {
+            self.shape_letters(plan, letters, &lookups).await?
+        } else if plan.is_move() {
+            let context = BatchContext::live(plan);
             Shaping::empty(&context)
         } else {
             let (spec, transform) = (self.parts.spec.clone(), self.parts.transform.clone());
@@ -280,7 +278,7 @@ impl Runner {
                 continue;
             }
             // Without a batch there is nothing to shape.
-            if late.contains(&table.name) && !plan.is_move() {
+            if late.contains(&table.name) && plan.has_rows() {
                 self.shape_deferred(&table, None, shaping, lookups).await?;
             }
             let rows = shaping.rows_of(&table.name);
@@ -354,7 +352,11 @@ impl Runner {
     ) -> Result<()> {
         let Some(dead_letters) = self.parts.spec.dead_letters.clone() else { return Ok(()) };
         let rows = shaping.take_dead();
-        let change = self.without_rows_after(&dead_letters.table, plan, rows);
+        let change = match shaping.settled.take() {
+            // Once it carries the batch, nobody asks what would change.
+            Some(settled) if !self.carries(&dead_letters.table, plan) => self.settle(settled, rows).await?,
+            _ => self.without_rows_after(&dead_letters.table, plan, rows),
+        };
         let receipt = self.apply(&dead_letters.table, change, plan).await?;
         receipts.insert(dead_letters.table, receipt);
         Ok(())

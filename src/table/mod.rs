@@ -175,7 +175,8 @@ pub enum Change {
         /// The rows.
         rows: Vec<RecordBatch>,
     },
-    /// For `Refresh` tables: every row whose `by` values are in `groups` is replaced by `rows`.
+    /// For `Refresh` tables: every row whose `by` values are in `groups` is replaced by `rows`. For `Append` tables: rows
+    /// are replaced by what an operator made of them, found by any columns, and others may come with them.
     Groups {
         /// Distinct `by` values that were touched; the columns are exactly `by`.
         groups: RecordBatch,
@@ -231,7 +232,8 @@ pub trait Table: Send {
     async fn groups(&mut self, by: &[String]) -> Result<RecordBatch>;
 
     /// The table's rows after the last apply or observe, only `columns`; with `groups`, only rows whose values of the
-    /// columns of `groups` are among its rows (null matches null). An absent table has no rows.
+    /// columns of `groups` are among its rows (null matches null). An absent table has no rows; a column that the next
+    /// batch will add is null.
     async fn read(&mut self, columns: &[String], groups: Option<&RecordBatch>) -> Result<Vec<RecordBatch>>;
 
     /// The same from the table as it is in storage now.

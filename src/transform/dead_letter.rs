@@ -13,10 +13,11 @@ use sha2::{Digest, Sha256};
 
 use super::{BatchContext, DeadLetter};
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::model::letter::Status;
 use crate::source::{self, column};
 
 /// Columns copied from the envelope: name there, name here.
-const COPIED: [(&str, &str); 4] =
+pub(super) const COPIED: [(&str, &str); 4] =
     [(column::TIMESTAMP, "timestamp"), (column::KEY, "key"), (column::VALUE, "value"), (column::HEADERS, "headers")];
 
 /// Bytes of keys and values in one batch of dead letters, below the 2 GiB that a column can hold.
@@ -46,6 +47,12 @@ pub fn schema() -> SchemaRef {
     fields.push(Field::new("batch_id", DataType::Int64, false));
     fields.push(Field::new("failed_at", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), false));
     fields.push(Field::new("failed_date", DataType::Date32, false));
+    // What became of it; tables from before these columns get them with the next batch, null means open.
+    fields.push(text("status", true));
+    fields.push(Field::new("attempts", DataType::Int32, true));
+    fields.push(Field::new("status_batch", DataType::Int64, true));
+    fields.push(Field::new("status_at", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), true));
+    fields.push(text("note", true));
     Arc::new(Schema::new(fields))
 }
 
@@ -81,7 +88,11 @@ pub fn rows(dead: &[DeadLetter], records: &[RecordBatch], context: &BatchContext
     columns.push(Arc::new(Int64Array::from(vec![context.batch; dead.len()])));
     columns.push(Arc::new(TimestampMicrosecondArray::from(vec![micros; dead.len()]).with_timezone("UTC")));
     columns.push(Arc::new(Date32Array::from(vec![day; dead.len()])));
-    RecordBatch::try_new(schema(), columns).context(ErrorKind::Failed, "dead letters do not fit their schema")
+    let schema = schema();
+    columns.push(Arc::new(StringArray::from(vec![Status::Open.as_str(); dead.len()])));
+    columns.push(Arc::new(Int32Array::from(vec![0; dead.len()])));
+    columns.extend(schema.fields()[columns.len()..].iter().map(|field| new_null_array(field.data_type(), dead.len())));
+    RecordBatch::try_new(schema, columns).context(ErrorKind::Failed, "dead letters do not fit their schema")
 }
 
 /// What dead letters are sorted by; rows without coordinates come first.

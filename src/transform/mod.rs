@@ -13,6 +13,7 @@ pub mod decode;
 pub mod definitions;
 pub mod engine;
 pub mod expect;
+pub mod letter;
 pub mod polars_engine;
 pub mod polars_functions;
 pub mod problems;
@@ -29,7 +30,7 @@ use arrow::record_batch::RecordBatch;
 use chrono::{DateTime, Utc};
 
 use crate::error::Result;
-use crate::model::batch::BatchId;
+use crate::model::batch::{BatchId, BatchPlan};
 use crate::model::interval::Interval;
 
 /// What a transform may know besides its rows: the plan's facts, never the wall clock.
@@ -43,6 +44,14 @@ pub struct BatchContext {
     pub batch_time: DateTime<Utc>,
     /// The stretch of event time that is derived again; `None` = a live batch.
     pub interval: Option<Interval>,
+}
+
+impl BatchContext {
+    /// Of a batch of the live pipeline.
+    pub fn live(plan: &BatchPlan) -> BatchContext {
+        let BatchPlan { pipeline, batch, batch_time, .. } = plan;
+        BatchContext { pipeline: pipeline.clone(), batch: *batch, batch_time: *batch_time, interval: None }
+    }
 }
 
 /// Where a record came from.
@@ -165,6 +174,9 @@ pub trait Transform: Send + Sync {
 
     /// Computes one table's rows.
     fn shape(&self, table: &str, inputs: &Inputs, context: &BatchContext) -> Result<Shaped>;
+
+    /// The record that each row came from which the SQL of `table` computes, before any rule; `None` = its rows do not say.
+    fn origins(&self, table: &str, inputs: &Inputs, context: &BatchContext) -> Result<Option<Vec<Coordinates>>>;
 
     /// The stored schema of `table`, dead letters included.
     fn schema(&self, table: &str) -> SchemaRef;

@@ -11,7 +11,7 @@ use super::decode::added;
 use super::engine::{self, Job, NamedRows};
 use super::expect::{self, DELETE_FLAG, Rules, in_source_order};
 use super::rewrite::{InputKind, Moment, at_moment};
-use super::{BatchContext, Decoded, Inputs, Reads, Shaped, Transform};
+use super::{BatchContext, Coordinates, Decoded, Inputs, Reads, Shaped, Transform};
 use crate::arrow_bridge::conform;
 use crate::config::spec::WriteSpec;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -46,6 +46,18 @@ impl Transform for CompiledPipeline {
         compiled.shape(inputs, &moment, self.dead_letters.is_some()).map_err(|error| error.with("table", table))
     }
 
+    fn origins(&self, table: &str, inputs: &Inputs, context: &BatchContext) -> Result<Option<Vec<Coordinates>>> {
+        let Some(compiled) = self.tables.get(table) else { return Ok(None) };
+        let mut origins = Vec::new();
+        for batch in compiled.compute(inputs, &Moment::of(context, self.spec.timezone))? {
+            for row in 0..batch.num_rows() {
+                let Some(origin) = expect::coordinates(&batch, row) else { return Ok(None) };
+                origins.push(origin);
+            }
+        }
+        Ok(Some(origins))
+    }
+
     fn schema(&self, table: &str) -> SchemaRef {
         match (self.tables.get(table), &self.dead_letters) {
             (Some(compiled), _) => compiled.stored.clone(),
@@ -61,25 +73,7 @@ impl CompiledTable {
             let rows = live(&inputs.batch)?.iter().map(|batch| widen(batch, &self.output)).collect::<Result<_>>()?;
             return Ok(Shaped { rows, ..Shaped::default() });
         }
-        let rows = match &self.query {
-            None => conform(&live(&inputs.batch)?, &self.computed)?,
-            Some(query) => {
-                let query = at_moment(query, moment);
-                let checks = self.checks.as_ref().map(|(sql, schema)| (at_moment(sql, moment), schema));
-                let job = Job {
-                    inputs: self.gather(inputs)?,
-                    query: &query,
-                    computed: &self.computed,
-                    checks: checks.as_ref().map(|(sql, schema)| (sql.as_str(), *schema)),
-                };
-                let rows = engine::run(self.spec.engine, job)?;
-                match (self.restore_order, &self.checks) {
-                    (false, _) => rows,
-                    (true, Some((_, schema))) => in_source_order(schema, rows)?,
-                    (true, None) => in_source_order(&self.computed, rows)?,
-                }
-            }
-        };
+        let rows = self.compute(inputs, moment)?;
         let mut shaped = Shaped::default();
         for rule in self.expectations() {
             shaped.broken.insert(rule.name.clone(), 0);
@@ -101,6 +95,25 @@ impl CompiledTable {
         shaped.rows = conform(&shaped.rows, &self.output)?;
         shaped.rows.retain(|batch| batch.num_rows() > 0);
         Ok(shaped)
+    }
+
+    /// The rows of the query, with the outcomes of the rules beside them, none applied yet.
+    fn compute(&self, inputs: &Inputs, moment: &Moment) -> Result<Vec<RecordBatch>> {
+        let Some(query) = &self.query else { return conform(&live(&inputs.batch)?, &self.computed) };
+        let query = at_moment(query, moment);
+        let checks = self.checks.as_ref().map(|(sql, schema)| (at_moment(sql, moment), schema));
+        let job = Job {
+            inputs: self.gather(inputs)?,
+            query: &query,
+            computed: &self.computed,
+            checks: checks.as_ref().map(|(sql, schema)| (sql.as_str(), *schema)),
+        };
+        let rows = engine::run(self.spec.engine, job)?;
+        match (self.restore_order, &self.checks) {
+            (false, _) => Ok(rows),
+            (true, Some((_, schema))) => in_source_order(schema, rows),
+            (true, None) => in_source_order(&self.computed, rows),
+        }
     }
 
     fn reads_back(&self) -> bool {

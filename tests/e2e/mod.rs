@@ -2,6 +2,7 @@
 
 mod backfill;
 mod bronze;
+mod dlq;
 mod examples;
 mod foreign;
 mod init;

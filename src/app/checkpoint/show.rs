@@ -12,6 +12,7 @@ use crate::checkpoint::inspect::Object;
 use crate::cli::{CheckpointShowArgs, Global};
 use crate::error::{Error, ErrorKind};
 use crate::model::batch::{BatchId, BatchPlan, CommitRecord};
+use crate::model::letter::{Action, Letters};
 
 /// Batches in the list.
 const SHOWN: usize = 10;
@@ -84,6 +85,8 @@ fn row(batch: BatchId, plan: Option<&BatchPlan>, commit: Option<&CommitRecord>) 
     let time = |time: chrono::DateTime<chrono::Utc>| time.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
     let what = match (plan, commit) {
         (Some(plan), _) if plan.is_move() => "offsets moved",
+        (Some(BatchPlan { letters: Some(Letters { action: Action::Replay, .. }), .. }), _) => "letters replayed",
+        (Some(BatchPlan { letters: Some(_), .. }), _) => "letters discarded",
         (_, None) => "not finished",
         _ => "batch",
     };

@@ -198,6 +198,7 @@ async fn give_tables(
         sources: BTreeMap::new(),
         skipped: BTreeMap::new(),
         moved: BTreeMap::new(),
+        letters: None,
         incarnations: BTreeMap::new(),
         lost: BTreeMap::new(),
         watermarks: BTreeMap::new(),

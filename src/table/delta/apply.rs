@@ -295,6 +295,15 @@ impl DeltaLakeTable {
                 let receipt = Receipt { inserted, ..Receipt::default() };
                 Ok(Prepared { removes: Vec::new(), adds, receipt, operation })
             }
+            (WriteMode::Append, Change::Groups { groups, rows }) => {
+                let rows = self.conform_all(rows, schema)?;
+                let work = super::refresh::find_groups(&self.reader(), self.handle.files()?, schema, groups).await?;
+                let updated: u64 = work.iter().map(|rewrite| rewrite.gone.len() as u64).sum();
+                let inserted = count(&rows).saturating_sub(updated);
+                let (removes, adds) = self.rewrite(schema, &[], work, rows, touched).await?;
+                let receipt = Receipt { inserted, updated, ..Receipt::default() };
+                Ok(Prepared { removes, adds, receipt, operation: DeltaOperation::Update { predicate: None } })
+            }
             (WriteMode::Upsert { key, order_by, delete_flag }, Change::Rows(rows)) => {
                 self.upsert(rows, txn, schema, touched, &key, &order_by, delete_flag.as_deref()).await
             }

@@ -138,7 +138,7 @@ impl DeltaLakeTable {
             let asked = groups.schema();
             names.extend(asked.fields().iter().map(|f| f.name().clone()).filter(|n| !columns.contains(n)));
         }
-        let wanted = project(&schema, &names, &self.definition.name)?;
+        let wanted = project(&self.with_columns_to_come(&schema), &names, &self.definition.name)?;
         let reader = self.reader_of(handle);
         let mut files = handle.files()?;
         let mut keep = None;
@@ -213,6 +213,14 @@ impl DeltaLakeTable {
         receipt.memory_version = self.memory.as_ref().and_then(deletes::Memory::version);
         self.upkeep.grew_by(receipt.files_added);
         Ok(Some(receipt))
+    }
+
+    /// The table's columns, and those that the next batch will add.
+    fn with_columns_to_come(&self, stored: &Schema) -> Schema {
+        let mut fields = stored.fields().to_vec();
+        let is_new = |field: &&FieldRef| stored.column_with_name(field.name()).is_none();
+        fields.extend(self.definition.schema.fields().iter().filter(is_new).cloned());
+        Schema::new(fields)
     }
 
     async fn reload(&mut self) -> Result<()> {
