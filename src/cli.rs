@@ -1,12 +1,14 @@
 //! The command line. The doc comments here are the help text.
 
 mod dlq;
+mod look;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use dlq::*;
+pub use look::{ExplainArgs, GraphArgs, GraphFormat, HistoryArgs, LagArgs, QueryArgs, RowFormat, StatusArgs};
 
 /// Kafka to trustworthy Delta tables: micro-batch ETL, exactly once, in one binary.
 #[derive(Debug, Parser)]
@@ -104,8 +106,18 @@ pub enum Command {
     Serve(ServeArgs),
     /// Run the tests of pipeline files: rows in, rows out, without any service, in memory
     Test(TestArgs),
-    /// Show where a pipeline stands: last batch, backlog, tables
+    /// Show where pipelines stand: running or not, last batch, lag, dead letters, tables
     Status(StatusArgs),
+    /// Show the batches of a pipeline, or one in detail: offsets, counts, versions, phases, who ran it
+    History(HistoryArgs),
+    /// Show how far pipelines are behind, and how long until Kafka deletes what they have not read; a probe with --fail-above
+    Lag(LagArgs),
+    /// Ask the tables with SQL, also as they were; reads only
+    Query(QueryArgs),
+    /// Draw sources, lookups and tables of a pipeline
+    Graph(GraphArgs),
+    /// Explain the code of an error, such as TG0401: what happened, and what to do
+    Explain(ExplainArgs),
     /// Show and move the offsets that a pipeline has read up to
     #[command(subcommand)]
     Offsets(OffsetsCommand),
@@ -281,20 +293,6 @@ pub struct ServeArgs {
     /// Answer /healthz, /readyz and /metrics (Prometheus) here, such as 127.0.0.1:9464. Default: nowhere
     #[arg(long, env = "TIDEGATE_LISTEN", value_name = "ADDRESS")]
     pub listen: Option<std::net::SocketAddr>,
-}
-
-/// Arguments of `status`.
-#[derive(Debug, Args)]
-pub struct StatusArgs {
-    /// The pipeline.
-    #[command(flatten)]
-    pub pipeline: PipelineArgs,
-    /// Show this many rows of each table too
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    pub rows: usize,
-    /// Do not ask the source for its end (no backlog shown)
-    #[arg(long)]
-    pub offline: bool,
 }
 
 /// What to do with offsets.

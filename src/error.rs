@@ -6,6 +6,10 @@
 
 use std::fmt;
 
+mod codes;
+
+pub use codes::{Code, Page};
+
 /// What an operator does about a failure. Each kind is one row of the exit-code table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
@@ -66,6 +70,7 @@ pub enum Certainty {
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
+    code: Code,
     message: String,
     context: Vec<(&'static str, String)>,
     help: Vec<String>,
@@ -81,6 +86,7 @@ impl Error {
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Error {
             kind,
+            code: Code::of_kind(kind),
             message: message.into(),
             context: Vec::new(),
             help: Vec::new(),
@@ -97,6 +103,12 @@ impl Error {
     /// A configuration failure.
     pub fn config(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Config, message)
+    }
+
+    /// Gives it a code that says more than its kind.
+    pub fn coded(mut self, code: Code) -> Self {
+        self.code = code;
+        self
     }
 
     /// Adds a fact (table, batch, path, …) shown under the message.
@@ -138,6 +150,11 @@ impl Error {
         self.kind
     }
 
+    /// The stable name of its class of problems.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
     /// Whether the failed write may have landed.
     pub fn certainty(&self) -> Certainty {
         self.certainty
@@ -169,7 +186,7 @@ impl Error {
 
     /// The multi-line text for a terminal or a log.
     pub fn report(&self) -> String {
-        let mut text = format!("error: {}\n", self.message);
+        let mut text = format!("error[{}]: {}\n", self.code, self.message);
         for (key, value) in &self.context {
             text.push_str(&format!("  {key}: {value}\n"));
         }

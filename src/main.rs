@@ -9,5 +9,8 @@ use clap::Parser;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    tidegate::app::main(tidegate::cli::Cli::parse())
+    match tidegate::cli::Cli::try_parse() {
+        Ok(cli) => tidegate::app::main(cli),
+        Err(refused) => tidegate::app::misused(&refused),
+    }
 }

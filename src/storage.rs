@@ -11,7 +11,7 @@ use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use url::Url;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Code, Error, ErrorKind, Result};
 
 mod disk;
 #[cfg(feature = "failpoints")]
@@ -175,26 +175,33 @@ pub fn explain(err: &object_store::Error, what: &str, at: &str) -> Error {
     let unavailable = |why: &str| Error::new(ErrorKind::Unavailable, format!("cannot {what}: {why}")).with("at", at);
     let error = match (err, io) {
         (_, Some(Io::StorageFull | Io::QuotaExceeded)) => {
-            unavailable("disk full").help("free some space; the next run finishes what was begun")
+            unavailable("disk full").coded(Code::DiskFull).help("free some space; the next run finishes what was begun")
         }
-        (_, Some(Io::ReadOnlyFilesystem)) => {
-            unavailable("the file system is read-only").help("mount it read-write, then run again")
-        }
+        (_, Some(Io::ReadOnlyFilesystem)) => unavailable("the file system is read-only")
+            .coded(Code::ReadOnlyStorage)
+            .help("mount it read-write, then run again"),
         (object_store::Error::PermissionDenied { .. }, _) | (_, Some(Io::PermissionDenied)) => {
-            unavailable("permission denied").help("give the user that runs tidegate the right to read and write there")
+            unavailable("permission denied")
+                .coded(Code::PermissionDenied)
+                .help("give the user that runs tidegate the right to read and write there")
         }
-        (object_store::Error::Unauthenticated { .. }, _) => {
-            unavailable("the store does not accept the credentials").help("check the credentials in the environment")
-        }
+        (object_store::Error::Unauthenticated { .. }, _) => unavailable("the store does not accept the credentials")
+            .coded(Code::Credentials)
+            .help("check the credentials in the environment"),
         (object_store::Error::NotFound { .. }, _) => {
-            Error::new(ErrorKind::Unavailable, format!("cannot {what}: not found")).with("at", at)
+            Error::new(ErrorKind::Unavailable, format!("cannot {what}: not found"))
+                .coded(Code::StorageNotFound)
+                .with("at", at)
         }
         (object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. }, _) => {
             Error::config(format!("cannot {what}: the store cannot do that"))
+                .coded(Code::StoreCannot)
                 .with("at", at)
                 .help("tidegate needs put-if-absent: local disks with hard links, S3 with If-None-Match, GCS, Azure")
         }
-        _ => unavailable("storage failed or is unreachable").help("run again; nothing was half written"),
+        _ => unavailable("storage failed or is unreachable")
+            .coded(Code::StorageUnreachable)
+            .help("run again; nothing was half written"),
     };
     error.caused_by(text)
 }

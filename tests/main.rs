@@ -13,6 +13,9 @@ mod support;
 // equal the oracle's; what cannot be read is said with the right exit code.
 mod e2e;
 
+// The commands that only look: status, history, lag, query, graph.
+mod look;
+
 // The promise under crashes, power cuts, storage faults and second runners, on the real binary.
 #[cfg(feature = "failpoints")]
 mod crash;

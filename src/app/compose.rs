@@ -15,7 +15,7 @@ use crate::config::document::{SqlField, SqlPlace};
 use crate::config::report::Report;
 use crate::config::spec::PipelineSpec;
 use crate::config::{self, Loaded};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Code, Error, ErrorKind, Result};
 use crate::model::batch::{FORMAT_VERSION, Owner};
 use crate::model::recover::Inconsistency;
 use crate::runner::clock::{Clock, SystemClock};
@@ -33,6 +33,11 @@ pub(super) struct Checked {
     pub spec: PipelineSpec,
     pub compiled: Arc<CompiledPipeline>,
     pub lookups: BTreeMap<String, Box<dyn Lookup>>,
+}
+
+/// Loads a file for commands that need neither its SQL nor its lookups.
+pub(super) fn load(global: &Global, file: &Path) -> Result<PipelineSpec, Failure> {
+    Ok(config::load(file, &config::LoadOptions::from_environment(global.target.clone()))?.spec)
 }
 
 /// Loads and checks a file, SQL included; every problem is in one report.
@@ -60,7 +65,9 @@ pub(super) async fn check_loaded(loaded: Loaded) -> Result<Checked, Failure> {
             }
             // Storage that is away for a moment says nothing about the file: the run may be tried again.
             Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error.into()),
-            Err(error) => report.add_at(&["lookups", name], error.to_string(), error.help_lines().first().cloned()),
+            Err(error) => {
+                report.add_at(Code::Lookup, &["lookups", name], error.to_string(), error.help_lines().first().cloned())
+            }
         }
     }
     if !report.is_empty() {
@@ -84,10 +91,16 @@ pub(super) fn add_sql(report: &mut Report, problem: SqlProblem) {
     let below = |path: &[&str]| -> Vec<String> {
         ["tables", &table].into_iter().chain(path.iter().copied()).map(str::to_string).collect()
     };
+    let code = match &field {
+        Field::Sql => Code::TableSql,
+        Field::Expect(_) | Field::DeleteWhen => Code::TableRule,
+        Field::Key | Field::OrderBy | Field::Drop | Field::By | Field::PartitionBy => Code::TableColumns,
+        Field::From | Field::Write => Code::TableShape,
+    };
     let path = match &field {
-        Field::Sql => return report.add_sql(at(SqlField::Sql), message, help),
-        Field::DeleteWhen => return report.add_sql(at(SqlField::DeleteWhen), message, help),
-        Field::Expect(name) => return report.add_sql(at(SqlField::Expect(name)), message, help),
+        Field::Sql => return report.add_sql(code, at(SqlField::Sql), message, help),
+        Field::DeleteWhen => return report.add_sql(code, at(SqlField::DeleteWhen), message, help),
+        Field::Expect(name) => return report.add_sql(code, at(SqlField::Expect(name)), message, help),
         Field::Key => below(&["write", "upsert", "key"]),
         Field::OrderBy => below(&["write", "upsert", "order_by"]),
         Field::Drop => below(&["write", "upsert", "drop"]),
@@ -96,7 +109,7 @@ pub(super) fn add_sql(report: &mut Report, problem: SqlProblem) {
         Field::From => below(&["from"]),
         Field::Write => below(&["write"]),
     };
-    report.add_at(&path.iter().map(String::as_str).collect::<Vec<_>>(), message, help);
+    report.add_at(code, &path.iter().map(String::as_str).collect::<Vec<_>>(), message, help);
 }
 
 /// This process, for plans and messages.

@@ -4,21 +4,26 @@ mod backfill;
 mod checkpoint;
 mod compose;
 mod dlq;
+mod explain;
 mod file;
+mod graph;
+mod history;
 mod init;
+mod lag;
 mod logging;
 mod maintain;
 mod offsets;
 mod output;
 mod plan;
 mod progress;
+mod query;
 mod run;
 mod serve;
 mod status;
 mod test;
 mod validate;
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::CommandFactory;
@@ -26,7 +31,7 @@ use serde_json::{Value, json};
 
 use crate::cli::{CheckpointCommand, Cli, Command, Global, OffsetsCommand, Output};
 use crate::config::report::Report;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Code, Error, ErrorKind};
 
 /// How a command ended: what goes to stdout, and the exit code.
 pub(crate) struct Outcome {
@@ -76,6 +81,20 @@ pub fn main(cli: Cli) -> ExitCode {
     end.print(&cli.global)
 }
 
+/// What the parser of the command line says: help and version on stdout, or what is wrong on stderr.
+pub fn misused(said: &clap::Error) -> ExitCode {
+    if !said.use_stderr() {
+        let _ = said.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = match std::io::stderr().is_terminal() {
+        true => said.render().ansi().to_string(),
+        false => said.render().to_string(),
+    };
+    eprint!("{}", text.replacen("error:", &format!("error[{}]:", Code::Usage), 1));
+    ExitCode::from(ErrorKind::Usage.exit_code())
+}
+
 async fn dispatch(cli: &Cli) -> Result<Outcome, Failure> {
     let global = &cli.global;
     match &cli.command {
@@ -87,6 +106,11 @@ async fn dispatch(cli: &Cli) -> Result<Outcome, Failure> {
         Command::Serve(args) => serve::serve(global, args).await,
         Command::Test(args) => test::test(global, args).await,
         Command::Status(args) => status::status(global, args).await,
+        Command::History(args) => history::history(global, args).await,
+        Command::Lag(args) => lag::lag(global, args).await,
+        Command::Query(args) => query::query(global, args).await,
+        Command::Graph(args) => graph::graph(global, args).await,
+        Command::Explain(args) => explain::explain(args),
         Command::Offsets(OffsetsCommand::Show(args)) => offsets::show(global, args).await,
         Command::Offsets(OffsetsCommand::Set(args)) => offsets::set(global, args).await,
         Command::Offsets(OffsetsCommand::Rewind(args)) => offsets::rewind(global, args).await,
@@ -115,7 +139,12 @@ fn name_file(failure: Failure, cli: &Cli) -> Failure {
         Command::Plan(args) | Command::Offsets(OffsetsCommand::Show(args)) => &args.file,
         Command::Run(args) => &args.pipeline.file,
         Command::Backfill(args) => &args.pipeline.file,
-        Command::Status(args) => &args.pipeline.file,
+        Command::Status(args) => match args.files.as_slice() {
+            [file] => file,
+            _ => return failure,
+        },
+        Command::History(args) => &args.pipeline.file,
+        Command::Graph(args) => &args.pipeline.file,
         Command::Offsets(OffsetsCommand::Set(args)) => &args.pipeline.file,
         Command::Offsets(OffsetsCommand::Rewind(args)) => &args.pipeline.file,
         Command::Checkpoint(CheckpointCommand::Show(args)) => &args.pipeline.file,

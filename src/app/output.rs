@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use chrono::TimeDelta;
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 use serde_json::{Value, json};
@@ -10,6 +11,7 @@ use crate::cli::Global;
 use crate::config::report::Report;
 use crate::error::{Error, ErrorKind};
 use crate::model::batch::{BatchPlan, CommitRecord, ForeignWrite, Owner};
+use crate::model::lag::{Because, Headroom, Lag};
 use crate::model::loss::Lost;
 
 /// The pipeline file as it stands in commands to type, with the target that goes with it.
@@ -38,6 +40,7 @@ pub(super) fn quoted(word: &str) -> String {
 /// The `error` member of a result.
 pub(super) fn error_json(error: &Error) -> Value {
     json!({
+        "code": error.code().to_string(),
         "kind": error.kind().as_str(),
         "exit_code": error.kind().exit_code(),
         "message": error.to_string(),
@@ -51,6 +54,7 @@ pub(super) fn report_json(report: &Report) -> Value {
     let first = |member: &str| problems.get(0).and_then(|problem| problem.get(member)).cloned().unwrap_or_default();
     let kind = ErrorKind::Config;
     json!({
+        "code": first("code"),
         "kind": kind.as_str(),
         "exit_code": kind.exit_code(),
         "message": first("message"),
@@ -175,6 +179,57 @@ pub(super) fn duration(milliseconds: u64) -> String {
     }
 }
 
+/// `3 h 10 m`: the two largest units, for times that people wait for.
+pub(super) fn span(time: TimeDelta) -> String {
+    let seconds = time.num_seconds().max(0);
+    let two = |large: i64, large_unit: &str, small: i64, small_unit: &str| match small {
+        0 => format!("{large} {large_unit}"),
+        _ => format!("{large} {large_unit} {small} {small_unit}"),
+    };
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3_600 => two(seconds / 60, "m", seconds % 60, "s"),
+        3_600..86_400 => two(seconds / 3_600, "h", seconds % 3_600 / 60, "m"),
+        _ => two(seconds / 86_400, "d", seconds % 86_400 / 3_600, "h"),
+    }
+}
+
+/// How long unread records stay.
+pub(super) fn headroom(headroom: &Headroom) -> String {
+    match headroom {
+        Headroom::CaughtUp => "nothing unread".to_string(),
+        Headroom::Forever => "kept for ever".to_string(),
+        Headroom::Lost => "lost".to_string(),
+        Headroom::Unknown => "?".to_string(),
+        Headroom::Left(left, _) if *left <= TimeDelta::zero() => "any moment".to_string(),
+        Headroom::Left(left, Because::Age) => span(*left),
+        Headroom::Left(left, Because::Size | Because::Observed) => format!("about {}", span(*left)),
+    }
+}
+
+/// What is about to be lost, and what to do.
+pub(super) fn headroom_warning(lag: &Lag) -> String {
+    let (partition, unread) = (&lag.partition, grouped(lag.records));
+    if lag.headroom == Headroom::Lost {
+        return format!(
+            "records of {partition} were deleted before they were read: tidegate run says what can be done"
+        );
+    }
+    let when = match &lag.headroom {
+        Headroom::Left(left, _) if *left > TimeDelta::zero() => format!("in {}", headroom(&lag.headroom)),
+        _ => "any moment".to_string(),
+    };
+    let why = match &lag.headroom {
+        Headroom::Left(_, Because::Age) => "they will be as old as its retention.ms",
+        Headroom::Left(_, Because::Size) => "retention.bytes pushes them out at the pace of the topic",
+        _ => "it keeps records for about as long as they have been waiting",
+    };
+    format!(
+        "{unread} records of {partition} are not read yet, and the topic deletes the oldest of them {when}: {why}; let the \
+         pipeline catch up, or raise the topic's retention"
+    )
+}
+
 /// Columns aligned with spaces: the first `left` columns to the left, the others (numbers) to the right.
 pub(super) fn aligned(header: &[&str], rows: &[Vec<String>], left: usize) -> String {
     let mut table = Table::new();
@@ -199,6 +254,17 @@ mod tests {
         for (number, text) in [(0i64, "0"), (999, "999"), (1000, "1,000"), (-1234567, "-1,234,567")] {
             assert_eq!(grouped(number), text);
         }
+    }
+
+    #[test]
+    fn spans_have_two_units_at_most() {
+        let texts =
+            [(0, "0 s"), (59, "59 s"), (61, "1 m 1 s"), (11_400, "3 h 10 m"), (86_400, "1 d"), (180_000, "2 d 2 h")];
+        for (seconds, text) in texts {
+            assert_eq!(span(TimeDelta::seconds(seconds)), text);
+        }
+        assert_eq!(headroom(&Headroom::Left(TimeDelta::seconds(-5), Because::Age)), "any moment");
+        assert_eq!(headroom(&Headroom::Left(TimeDelta::seconds(11_400), Because::Size)), "about 3 h 10 m");
     }
 
     #[test]

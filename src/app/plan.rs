@@ -12,8 +12,8 @@ use crate::cli::{Global, PipelineArgs};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::offset::{OffsetRanges, Offsets};
 use crate::model::recover::{Decision, Facts, recover};
-use crate::runner::Runner;
 use crate::runner::event::Event;
+use crate::runner::{Runner, code};
 use crate::source::Source;
 use crate::table::{TableDefinition, WriteMode};
 
@@ -39,7 +39,7 @@ pub(super) async fn plan(global: &Global, args: &PipelineArgs) -> Result<Outcome
 
     let (next, sources) = match recover(&facts) {
         Decision::Halt(why) => {
-            let error = Error::new(ErrorKind::Config, why.to_string()).with("checkpoint", location);
+            let error = Error::new(ErrorKind::Config, why.to_string()).coded(code(&why)).with("checkpoint", location);
             return Err(why.help().into_iter().fold(error, Error::help).into());
         }
         Decision::Replay(plan) => {

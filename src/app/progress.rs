@@ -123,6 +123,12 @@ impl Observer for Display {
                 batch,
                 "the source no longer has the records of this batch; it is finished from the tables that hold them: {loss}"
             ),
+            Event::HeadroomLow(lag) => warn!(
+                pipeline = self.pipeline,
+                partition = %lag.partition,
+                "{}",
+                output::headroom_warning(lag)
+            ),
             Event::Idle => info!(pipeline = self.pipeline, "nothing to read"),
             Event::Retrying { error } => {
                 warn!(pipeline = self.pipeline, %error, "a step failed and may have been applied; looking again");

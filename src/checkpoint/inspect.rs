@@ -1,5 +1,7 @@
 //! A look at every object of a log, one by one: for `tidegate checkpoint`, which must go on where a run stops.
 
+use std::collections::BTreeSet;
+
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
@@ -7,7 +9,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload}
 use super::log::{Kind, ObjectLog, batch_of};
 use super::{Identity, backfills};
 use crate::error::{Error, Result};
-use crate::model::batch::{BatchPlan, CommitRecord, Start};
+use crate::model::batch::{BatchId, BatchPlan, CommitRecord, Start};
 use crate::model::offset::Offsets;
 use crate::storage;
 
@@ -38,6 +40,17 @@ pub enum Object {
     Stray,
 }
 
+/// What a log holds of one batch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Batch {
+    /// Its number.
+    pub id: BatchId,
+    /// What it was to do; cleaned up a little earlier than its outcome.
+    pub plan: Option<BatchPlan>,
+    /// What came of it; `None` = it is not done.
+    pub commit: Option<CommitRecord>,
+}
+
 impl ObjectLog {
     /// Every object, in order of path. What cannot be read from storage is an error; what is there and damaged is not.
     pub async fn inspect(&self) -> Result<Vec<Entry>> {
@@ -49,6 +62,24 @@ impl ObjectLog {
             entries.push(Entry { path: path.to_string(), object });
         }
         Ok(entries)
+    }
+
+    /// The newest batches, newest first, with as much as there is of each.
+    pub async fn batches(&self, count: usize) -> Result<Vec<Batch>> {
+        let ids: BTreeSet<BatchId> =
+            self.newest(Kind::Offsets).await?.into_iter().chain(self.newest(Kind::Commits).await?).collect();
+        let mut batches = Vec::new();
+        for &batch in ids.iter().rev().take(count) {
+            batches.extend(self.batch(batch).await?);
+        }
+        Ok(batches)
+    }
+
+    /// One batch; `None` = the log does not hold it, or no longer.
+    pub async fn batch(&self, batch: BatchId) -> Result<Option<Batch>> {
+        let plan: Option<BatchPlan> = self.get_batch(Kind::Offsets, batch).await?;
+        let commit: Option<CommitRecord> = self.get_batch(Kind::Commits, batch).await?;
+        Ok((plan.is_some() || commit.is_some()).then_some(Batch { id: batch, plan, commit }))
     }
 
     async fn paths(&self) -> Result<Vec<Path>> {

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::model::batch::FORMAT_VERSION;
 
 const CHECKSUM: &str = "checksum";
@@ -66,6 +66,7 @@ pub(super) fn open<T: DeserializeOwned>(bytes: &[u8], name: &str, pipeline_id: O
         && found != ours
     {
         return Err(Error::config(format!("checkpoint object {name} belongs to another checkpoint"))
+            .coded(Code::CheckpointDamaged)
             .with("it was written for pipeline id", found)
             .with("metadata.json says", ours)
             .help("nothing was read or written: its offsets say nothing about the tables of this pipeline")
@@ -77,6 +78,7 @@ pub(super) fn open<T: DeserializeOwned>(bytes: &[u8], name: &str, pipeline_id: O
 /// The error for an object that cannot be believed.
 pub(super) fn damaged(name: &str, why: &str) -> Error {
     Error::config(format!("checkpoint object {name} is damaged: {why}"))
+        .coded(Code::CheckpointDamaged)
         .help("nothing was read or written; tidegate never guesses where to start")
         .help("restore this object from a backup of the checkpoint folder")
         .help("or rebuild it from the tables, which know their last batch: tidegate checkpoint rebuild FILE")

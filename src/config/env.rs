@@ -5,6 +5,7 @@
 use super::report::{Problem, Span};
 use super::shape::Path;
 use super::yaml::{Node, Scalar, Style, Value};
+use crate::error::Code;
 
 /// Keys whose text is SQL, where `${` is not ours.
 const SQL_KEYS: [&str; 3] = ["sql", "check", "delete_when"];
@@ -154,7 +155,7 @@ impl Resolver<'_> {
         }
         for miss in missing {
             let span = reference_span(span, scalar.style, &miss.reference, self.lines);
-            let problem = Problem::at(span, miss.message).label(miss.label);
+            let problem = Problem::at(span, miss.message).coded(Code::Reference).label(miss.label);
             self.problems.push(match miss.help {
                 Some(help) => problem.help(help),
                 None => problem,

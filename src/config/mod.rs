@@ -26,6 +26,8 @@ use report::{Problem, Report};
 use shape::Completeness;
 use spec::PipelineSpec;
 
+use crate::error::Code;
+
 /// How to read a file.
 pub struct LoadOptions {
     /// `--target`: the overlay to merge.
@@ -61,7 +63,8 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, Report> {
     match std::fs::read_to_string(path) {
         Ok(source) => load_text(path, &source, options),
         Err(error) => {
-            let problem = Problem::of_file(format!("cannot read the pipeline file: {error}"));
+            let problem =
+                Problem::of_file(format!("cannot read the pipeline file: {error}")).coded(Code::UnreadableFile);
             Err(Report::new(name, "", vec![problem]))
         }
     }
@@ -74,7 +77,7 @@ pub fn load_text(path: &Path, source: &str, options: &LoadOptions) -> Result<Loa
     let Some(mut root) = root.filter(|root| !root.is_null()) else {
         if problems.is_empty() {
             let help = "start with `tidegate init`, or with the keys version, name, source and tables";
-            problems.push(Problem::of_file("the file is empty").help(help));
+            problems.push(Problem::of_file("the file is empty").coded(Code::UnreadableFile).help(help));
         }
         return Err(Report::new(name, &document::masked_by_line(source), problems));
     };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::document::{Document, SqlPlace};
-use crate::error::Error;
+use crate::error::{Code, Error};
 
 /// A place in the file: lines and columns count from 1, columns in characters, the end is exclusive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize)]
@@ -32,6 +32,8 @@ impl Span {
 /// One thing to repair.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
+    /// Its class.
+    pub code: Code,
     /// What is wrong: lowercase, no full stop.
     pub message: String,
     /// Where; `None` = the file as a whole.
@@ -45,12 +47,24 @@ pub struct Problem {
 impl Problem {
     /// A problem at a place.
     pub fn at(span: Span, message: impl Into<String>) -> Self {
-        Problem { message: message.into(), span: Some(span), label: String::new(), help: Vec::new() }
+        Problem { span: Some(span), ..Problem::of_file(message) }
     }
 
     /// A problem of the file as a whole.
     pub fn of_file(message: impl Into<String>) -> Self {
-        Problem { message: message.into(), span: None, label: String::new(), help: Vec::new() }
+        let (code, message) = (Code::PipelineFile, message.into());
+        Problem { code, message, span: None, label: String::new(), help: Vec::new() }
+    }
+
+    /// A problem at a place in a test.
+    pub fn in_test(span: Span, message: impl Into<String>) -> Self {
+        Problem::at(span, message).coded(Code::TestFile)
+    }
+
+    /// Gives it a code that says more than that the file has a problem.
+    pub fn coded(mut self, code: Code) -> Self {
+        self.code = code;
+        self
     }
 
     /// Sets the words next to the caret.
@@ -101,16 +115,16 @@ impl Report {
     }
 
     /// Adds a problem with the value at `path`, such as `["lookups", "stores"]`.
-    pub fn add_at(&mut self, path: &[&str], message: impl Into<String>, help: Option<String>) {
+    pub fn add_at(&mut self, code: Code, path: &[&str], message: impl Into<String>, help: Option<String>) {
         let span = self.document.as_ref().map(|document| document.span_of(path));
-        self.add(Problem { message: message.into(), span, label: String::new(), help: help.into_iter().collect() });
+        self.add(Problem { code, span, help: help.into_iter().collect(), ..Problem::of_file(message) });
     }
 
     /// Adds a problem inside a table's SQL.
-    pub fn add_sql(&mut self, place: SqlPlace<'_>, message: impl Into<String>, help: Option<String>) {
+    pub fn add_sql(&mut self, code: Code, place: SqlPlace<'_>, message: impl Into<String>, help: Option<String>) {
         let SqlPlace { table, field, line, column, length } = place;
         let span = self.document.as_ref().map(|document| document.sql_position(table, field, line, column, length));
-        self.add(Problem { message: message.into(), span, label: String::new(), help: help.into_iter().collect() });
+        self.add(Problem { code, span, help: help.into_iter().collect(), ..Problem::of_file(message) });
     }
 
     /// Whether there is nothing to repair.
@@ -137,6 +151,7 @@ impl Report {
     pub fn to_json(&self) -> serde_json::Value {
         let problem = |p: &Problem| {
             serde_json::json!({
+                "code": p.code.to_string(),
                 "file": self.file,
                 "line": p.span.map(|s| s.line),
                 "column": p.span.map(|s| s.column),
@@ -169,7 +184,7 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for problem in &self.problems {
-            writeln!(f, "error: {}", problem.message)?;
+            writeln!(f, "error[{}]: {}", problem.code, problem.message)?;
             let gutter = match problem.span {
                 Some(span) => {
                     self.snippet(f, span, &problem.label)?;
@@ -219,11 +234,12 @@ mod tests {
     #[test]
     fn a_report_looks_like_rustc() {
         let problem = Problem::at(Span::on_line(2, 7, 12), "unknown table `silver.order`")
+            .coded(Code::UnknownName)
             .label("no table with this name in the pipeline")
             .help("did you mean `silver.orders` (line 15)?");
         let report = Report::new("p.yaml", "a:\nfrom: silver.order\n", vec![problem]);
         let expected = "\
-error: unknown table `silver.order`
+error[TG0208]: unknown table `silver.order`
  --> p.yaml:2:7
   |
 2 | from: silver.order

@@ -7,6 +7,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::report::{Problem, Span, closest};
 use super::yaml::{Entry, Node, Scalar, Style, Value};
+use crate::error::Code;
 
 /// In the contract, not in this version: said plainly instead of "unknown key".
 const LATER_KEYS: [&str; 5] = ["watermark", "aggregate", "emit", "dedupe", "join"];
@@ -42,7 +43,7 @@ pub fn walk(root: &Node, schema: &Json, completeness: Completeness, unresolved: 
         Value::Mapping(entries) => walker.structure(entries, schema, Span { end_line: root.span.line, ..root.span }).0,
         _ => {
             let help = "a pipeline file starts with `version: 1` and `name: …`";
-            let problem = Problem::at(root.span, "the file must be a mapping").help(help);
+            let problem = Problem::at(root.span, "the file must be a mapping").coded(Code::WrongValue).help(help);
             walker.outcome.problems.push(problem);
             walker.outcome.broken.push(Vec::new());
             json!({})
@@ -184,7 +185,7 @@ impl<'s> Walker<'s> {
                     true => format!("missing key `{key}`"),
                     false => format!("missing key `{key}` in {}", self.subject()),
                 };
-                let problem = Problem::at(place, message).label(format!("needs `{key}`"));
+                let problem = Problem::at(place, message).coded(Code::MissingKey).label(format!("needs `{key}`"));
                 let problem = match about.filter(|about| !about.is_empty()) {
                     Some(about) => problem.help(format!("`{key}`: {about}")),
                     None => problem,
@@ -199,12 +200,14 @@ impl<'s> Walker<'s> {
     fn unknown_key(&mut self, entry: &Entry, properties: &[(&str, &'s Json)]) {
         if LATER_KEYS.contains(&entry.key.as_str()) {
             let message = format!("`{}` is not available in this version", entry.key);
-            return self.problem_of_key(&entry.key, Problem::at(entry.key_span, message).label("remove it for now"));
+            let problem = Problem::at(entry.key_span, message).coded(Code::NotYet).label("remove it for now");
+            return self.problem_of_key(&entry.key, problem);
         }
         let mut accepted: Vec<&str> = properties.iter().map(|(key, _)| *key).collect();
         accepted.sort_unstable();
         let subject = self.subject();
-        let problem = Problem::at(entry.key_span, format!("unknown key `{}` in {subject}", entry.key));
+        let problem =
+            Problem::at(entry.key_span, format!("unknown key `{}` in {subject}", entry.key)).coded(Code::UnknownKey);
         let problem = match closest(&entry.key, accepted.iter().copied()) {
             Some(near) => problem.label(format!("did you mean `{near}`?")),
             None => problem,
@@ -226,7 +229,7 @@ impl<'s> Walker<'s> {
             let names: Vec<&str> = forms.iter().map(|(key, _)| *key).collect();
             let second = entries.get(1).map_or(place, |entry| entry.key_span);
             let message = format!("{} takes exactly one of: {}", self.subject(), names.join(", "));
-            self.problem(Problem::at(second, message));
+            self.problem(Problem::at(second, message).coded(Code::WrongValue));
             return None;
         };
         match forms.iter().find(|(key, _)| *key == entry.key) {
@@ -265,7 +268,9 @@ impl<'s> Walker<'s> {
         let names_form = alternatives.iter().find(|one| variant_key(one) == Some(scalar.text.as_str()));
         if let Some(key) = names_form.and_then(|one| variant_key(one)) {
             let message = format!("`{key}` needs settings");
-            self.problem(Problem::at(node.span, message).label(format!("write `{{{key}: …}}`")));
+            self.problem(
+                Problem::at(node.span, message).coded(Code::WrongValue).label(format!("write `{{{key}: …}}`")),
+            );
             return None;
         }
         if typed == "text" && words {
@@ -280,7 +285,7 @@ impl<'s> Walker<'s> {
     fn unknown_word(&mut self, typed: &str, span: Span, alternatives: &[&'s Json]) {
         if LATER_WORDS.contains(&typed) {
             let message = format!("`{typed}` is not available in this version");
-            return self.problem(Problem::at(span, message));
+            return self.problem(Problem::at(span, message).coded(Code::NotYet));
         }
         let accepted: Vec<&str> =
             alternatives.iter().filter_map(|one| word(one).or_else(|| variant_key(one))).collect();
@@ -293,7 +298,7 @@ impl<'s> Walker<'s> {
             false => format!(", or a mapping of: {}", keys.join(", ")),
         };
         let subject = self.subject();
-        let problem = Problem::at(span, format!("unknown value `{typed}` for {subject}"));
+        let problem = Problem::at(span, format!("unknown value `{typed}` for {subject}")).coded(Code::WrongValue);
         let problem = match closest(typed, accepted.iter().copied()) {
             Some(near) => problem.label(format!("did you mean `{near}`?")),
             None => problem,
@@ -316,7 +321,8 @@ impl<'s> Walker<'s> {
             }
         }
         let expected = expected.join(" or ");
-        let problem = Problem::at(span, format!("{} must be {expected}, not {found}", self.subject()));
+        let problem =
+            Problem::at(span, format!("{} must be {expected}, not {found}", self.subject())).coded(Code::WrongValue);
         let quote = matches!(found, "a number" | "a boolean" | "a fraction") && expected.contains("a text");
         self.problem(if quote { problem.help("put it in quotes") } else { problem });
         None

@@ -5,6 +5,7 @@ use serde_json::Value as Json;
 use super::report::{Problem, Span, closest};
 use super::shape::{self, Completeness};
 use super::yaml::{Node, Value};
+use crate::error::Code;
 
 /// Merges the chosen target into `root` and takes `targets` out of it.
 pub fn apply(root: &mut Node, target: Option<&str>, schema: &Json, problems: &mut Vec<Problem>) {
@@ -29,7 +30,7 @@ pub fn apply(root: &mut Node, target: Option<&str>, schema: &Json, problems: &mu
             Some(overlay) => merge(root, overlay.clone()),
             None => {
                 let names: Vec<&str> = targets.iter().flat_map(Node::keys).collect();
-                let problem = Problem::at(key_span, format!("unknown target `{target}`"));
+                let problem = Problem::at(key_span, format!("unknown target `{target}`")).coded(Code::UnknownTarget);
                 let problem = match closest(target, names.iter().copied()) {
                     Some(near) => problem.label(format!("did you mean `{near}`?")),
                     None => problem,

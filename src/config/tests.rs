@@ -13,6 +13,7 @@ use super::report::{Problem, Report, Span, closest};
 use super::shape::{self, Completeness};
 use super::spec::PipelineSpec;
 use super::yaml::{self, Node, Style, Value};
+use crate::error::Code;
 
 /// The key of `given` that holds rows of lookups.
 const LOOKUPS: &str = "lookups";
@@ -67,13 +68,17 @@ pub fn is_test_file(path: &Path) -> bool {
 pub fn load(path: &Path) -> Result<TestFile, Report> {
     let name = path.display().to_string();
     let source = std::fs::read_to_string(path).map_err(|error| {
-        Report::new(name.clone(), "", vec![Problem::of_file(format!("cannot read the test file: {error}"))])
+        Report::new(
+            name.clone(),
+            "",
+            vec![Problem::of_file(format!("cannot read the test file: {error}")).coded(Code::UnreadableFile)],
+        )
     })?;
     let (root, mut problems) = yaml::parse(&source);
     let Some(root) = root.filter(|root| !root.is_null()) else {
         if problems.is_empty() {
             let help = "start with the keys `pipeline: orders.yaml` and `tests:`";
-            problems.push(Problem::of_file("the file is empty").help(help));
+            problems.push(Problem::of_file("the file is empty").coded(Code::UnreadableFile).help(help));
         }
         return Err(Report::new(name, &document::masked_by_line(&source), problems));
     };
@@ -101,7 +106,7 @@ pub fn read(document: &Document, spec: &PipelineSpec, report: &mut Report) -> Ve
     let cases: Vec<TestCase> = items.iter().enumerate().map(|(index, node)| reader.case(index, node)).collect();
     for (index, case) in cases.iter().enumerate() {
         if let Some(first) = cases[..index].iter().find(|other| other.name == case.name) {
-            let problem = Problem::at(case.place, format!("two tests are named `{}`", case.name))
+            let problem = Problem::in_test(case.place, format!("two tests are named `{}`", case.name))
                 .label(format!("the first stands on line {}", first.place.line));
             reader.report.add(problem);
         }
@@ -152,7 +157,7 @@ impl Reader<'_> {
             (Ok(now), _) => now.to_utc(),
             (Err(_), written) => {
                 let span = written.map(|node| node.span).unwrap_or_default();
-                let problem = Problem::at(span, format!("`{text}` is not a time"));
+                let problem = Problem::in_test(span, format!("`{text}` is not a time"));
                 self.report.add(problem.label("write it like 2026-03-18T00:00:00Z"));
                 DateTime::UNIX_EPOCH
             }
@@ -165,7 +170,7 @@ impl Reader<'_> {
         for entry in entries {
             let key = entry.key.as_str();
             let first_only = |what: &str| {
-                Problem::at(entry.key_span, format!("{what} can be given in the first batch only"))
+                Problem::in_test(entry.key_span, format!("{what} can be given in the first batch only"))
                     .label("a test starts with them")
             };
             if self.spec.sources.contains_key(key) {
@@ -197,7 +202,7 @@ impl Reader<'_> {
 
     fn lookups(&mut self, node: &Node, key_span: Span, case: &mut TestCase) {
         let Value::Mapping(entries) = &node.value else {
-            let problem = Problem::at(key_span, "`lookups` must be a mapping: rows by the lookup's name");
+            let problem = Problem::in_test(key_span, "`lookups` must be a mapping: rows by the lookup's name");
             return self.report.add(problem);
         };
         for entry in entries {
@@ -215,7 +220,7 @@ impl Reader<'_> {
         let Some(entry) = node.entry("expect") else { return };
         let Value::Mapping(entries) = &entry.value.value else { return };
         if entries.is_empty() {
-            let problem = Problem::at(entry.key_span, format!("the test `{}` expects nothing", case.name));
+            let problem = Problem::in_test(entry.key_span, format!("the test `{}` expects nothing", case.name));
             self.report.add(problem.label("it could not fail; name a table and its rows"));
         }
         for entry in entries {
@@ -242,7 +247,7 @@ impl Reader<'_> {
         match &node.value {
             Value::Sequence(rows) => Some(rows.clone()),
             _ => {
-                self.report.add(Problem::at(key_span, format!("`{key}` must be a list of rows")));
+                self.report.add(Problem::in_test(key_span, format!("`{key}` must be a list of rows")));
                 None
             }
         }
@@ -250,12 +255,12 @@ impl Reader<'_> {
 
     fn mappings(&mut self, rows: &[Node]) {
         for row in rows.iter().filter(|row| !matches!(row.value, Value::Mapping(_))) {
-            self.report.add(Problem::at(row.span, "a row of a table must be a mapping of columns"));
+            self.report.add(Problem::in_test(row.span, "a row of a table must be a mapping of columns"));
         }
     }
 
     fn unknown(&mut self, span: Span, what: &str, name: &str, known: &[&str]) {
-        let problem = Problem::at(span, format!("unknown name `{name}` in a test"));
+        let problem = Problem::in_test(span, format!("unknown name `{name}` in a test"));
         let problem = match closest(name, known.iter().copied()) {
             Some(near) => problem.label(format!("did you mean `{near}`?")),
             None => problem,

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span as YamlSpan};
 
 use super::report::{Problem, Span};
+use crate::error::Code;
 
 /// Deeper files are refused: the tree is walked by recursion.
 const MAX_DEPTH: usize = 64;
@@ -153,6 +154,7 @@ impl<'a> Builder<'a> {
             match event {
                 Event::DocumentStart(_) if root.is_some() => {
                     let problem = Problem::at(place(span), "a second YAML document in the file")
+                        .coded(Code::NotYaml)
                         .label("one file is one pipeline")
                         .help("move what follows to a file of its own");
                     self.problems.push(problem);
@@ -171,15 +173,21 @@ impl<'a> Builder<'a> {
         let here = place(span);
         self.nodes += 1;
         if depth > MAX_DEPTH {
-            return Err(Box::new(Problem::at(here, format!("nested more than {MAX_DEPTH} levels deep"))));
+            return Err(Box::new(
+                Problem::at(here, format!("nested more than {MAX_DEPTH} levels deep")).coded(Code::NotYaml),
+            ));
         }
         if self.nodes > MAX_NODES {
-            return Err(Box::new(Problem::at(here, format!("the file has more than {MAX_NODES} values"))));
+            return Err(Box::new(
+                Problem::at(here, format!("the file has more than {MAX_NODES} values")).coded(Code::NotYaml),
+            ));
         }
         let (anchor, node) = match event {
             Event::Alias(anchor) => {
                 let Some(node) = self.anchors.get(&anchor).cloned() else {
-                    return Err(Box::new(Problem::at(here, "an alias inside the anchor it refers to")));
+                    return Err(Box::new(
+                        Problem::at(here, "an alias inside the anchor it refers to").coded(Code::NotYaml),
+                    ));
                 };
                 self.nodes += node.count();
                 return Ok(node);
@@ -195,7 +203,9 @@ impl<'a> Builder<'a> {
                     match tag.is_yaml_core_schema() {
                         true if tag.suffix == "str" => style = Style::Quoted,
                         true => {}
-                        false => self.problems.push(Problem::at(here, format!("the tag `{tag}` means nothing here"))),
+                        false => self.problems.push(
+                            Problem::at(here, format!("the tag `{tag}` means nothing here")).coded(Code::NotYaml),
+                        ),
                     }
                 }
                 let scalar = Scalar { text: text.into_owned(), style, reference: None };
@@ -209,7 +219,7 @@ impl<'a> Builder<'a> {
                 let (entries, end) = self.mapping(depth)?;
                 (anchor, Node { value: Value::Mapping(entries), span: until(here, end) })
             }
-            _ => return Err(Box::new(Problem::at(here, "a value was expected here"))),
+            _ => return Err(Box::new(Problem::at(here, "a value was expected here").coded(Code::NotYaml))),
         };
         if anchor > 0 {
             self.anchors.insert(anchor, node.clone());
@@ -223,7 +233,7 @@ impl<'a> Builder<'a> {
             match self.next()? {
                 Some((Event::SequenceEnd, span)) => return Ok((items, place(span))),
                 Some((event, span)) => items.push(self.node(event, span, depth + 1)?),
-                None => return Err(Box::new(Problem::of_file("the file ends inside a list"))),
+                None => return Err(Box::new(Problem::of_file("the file ends inside a list").coded(Code::NotYaml))),
             }
         }
     }
@@ -242,15 +252,16 @@ impl<'a> Builder<'a> {
                     return Ok((entries, place(span)));
                 }
                 Some(next) => next,
-                None => return Err(Box::new(Problem::of_file("the file ends inside a mapping"))),
+                None => return Err(Box::new(Problem::of_file("the file ends inside a mapping").coded(Code::NotYaml))),
             };
             let key = self.node(event, span, depth + 1)?;
             let Some((event, span)) = self.next()? else {
-                return Err(Box::new(Problem::of_file("the file ends inside a mapping")));
+                return Err(Box::new(Problem::of_file("the file ends inside a mapping").coded(Code::NotYaml)));
             };
             let value = self.node(event, span, depth + 1)?;
             let Value::Scalar(scalar) = key.value else {
-                self.problems.push(Problem::at(key.span, "a key must be a word, not a list or mapping"));
+                self.problems
+                    .push(Problem::at(key.span, "a key must be a word, not a list or mapping").coded(Code::NotYaml));
                 continue;
             };
             if scalar.text == "<<" && scalar.style == Style::Plain {
@@ -260,6 +271,7 @@ impl<'a> Builder<'a> {
             match entries.iter().find(|entry| entry.key == scalar.text) {
                 Some(first) => self.problems.push(
                     Problem::at(key.span, format!("duplicate key `{}`", scalar.text))
+                        .coded(Code::DuplicateKey)
                         .label(format!("first given on line {}", first.key_span.line))
                         .help("a key may be given once; remove one of the two"),
                 ),
@@ -277,7 +289,7 @@ impl<'a> Builder<'a> {
         for source in sources {
             match source.value {
                 Value::Mapping(entries) => merged.extend(entries),
-                _ => self.problems.push(Problem::at(key, "`<<` merges mappings only")),
+                _ => self.problems.push(Problem::at(key, "`<<` merges mappings only").coded(Code::NotYaml)),
             }
         }
     }
@@ -298,7 +310,8 @@ fn until(start: Span, end: Span) -> Span {
 
 fn scan_problem(error: &ScanError) -> Problem {
     let (line, column) = (error.marker().line(), error.marker().col() + 1);
-    let problem = Problem::at(Span::on_line(line, column, 1), "this is not YAML").label(error.info());
+    let problem =
+        Problem::at(Span::on_line(line, column, 1), "this is not YAML").coded(Code::NotYaml).label(error.info());
     match error.info() {
         info if info.contains("unknown anchor") => problem.help("define it first: `name: &name …`"),
         _ => problem.help("a value with `: `, ` #`, or one that starts with a special character needs quotes"),

@@ -251,6 +251,9 @@ pub struct CommitRecord {
     /// the counts of rules on those tables are not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replayed_from: Option<String>,
+    /// Who finished it, where that is not the run that planned it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_by: Option<Owner>,
     /// Wall time per phase in milliseconds.
     #[serde(default)]
     pub duration_ms: BTreeMap<String, u64>,

@@ -5,6 +5,7 @@ pub mod backfill;
 pub mod batch;
 pub mod cron;
 pub mod interval;
+pub mod lag;
 pub mod letter;
 pub mod loss;
 pub mod note;

@@ -443,6 +443,7 @@ fn commit(
         input_bytes: 0,
         dead_letters: 0,
         replayed_from: None,
+        finished_by: None,
         expectations: BTreeMap::new(),
         duration_ms: BTreeMap::new(),
         committed_at: facts.now,

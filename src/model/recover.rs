@@ -494,6 +494,7 @@ mod tests {
             dead_letters: 0,
             expectations: BTreeMap::new(),
             replayed_from: None,
+            finished_by: None,
             duration_ms: BTreeMap::new(),
             committed_at: DateTime::UNIX_EPOCH,
         }

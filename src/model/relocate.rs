@@ -225,6 +225,7 @@ mod tests {
             input_bytes: 0,
             dead_letters: 0,
             replayed_from: None,
+            finished_by: None,
             expectations: BTreeMap::new(),
             duration_ms: BTreeMap::new(),
             committed_at: chrono::DateTime::UNIX_EPOCH,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::model::batch::{BatchId, BatchPlan, CommitRecord, ForeignWrite};
+use crate::model::lag::Lag;
 
 /// Something happened in a run.
 #[derive(Debug, Clone)]
@@ -30,6 +31,8 @@ pub enum Event {
         /// What the source says.
         loss: String,
     },
+    /// The source is about to delete records that are not read yet.
+    HeadroomLow(Box<Lag>),
     /// There was nothing to read.
     Idle,
     /// A step failed in a way that may have been applied; the runner looks again.

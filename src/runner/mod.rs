@@ -4,6 +4,7 @@
 //! forgets what it knew: the next step observes storage again, so there is exactly one way to recover.
 
 pub mod backfill;
+mod beside;
 mod bronze;
 pub mod clock;
 pub mod event;
@@ -21,7 +22,7 @@ use tokio::sync::watch;
 
 use crate::checkpoint::CheckpointLog;
 use crate::config::spec::{From, PipelineSpec, TableSpec, WriteSpec};
-use crate::error::{Certainty, Error, ErrorKind, Result};
+use crate::error::{Certainty, Code, Error, ErrorKind, Result};
 use crate::fail;
 use crate::model::batch::{BatchId, CommitRecord, FORMAT_VERSION, ForeignWrite, Owner, Start};
 use crate::model::note::Note;
@@ -31,6 +32,7 @@ use crate::model::trigger::{Trigger, next_tick};
 use crate::source::Source;
 use crate::table::{Lookup, Table};
 use crate::transform::Transform;
+use beside::Beside;
 use clock::Clock;
 use event::{Event, Next, Observer};
 
@@ -101,6 +103,7 @@ pub struct Runner {
     turn: usize,
     /// The newest commit of others that this run has told of, by table.
     told: BTreeMap<String, i64>,
+    beside: Beside,
 }
 
 /// What one step did.
@@ -139,7 +142,7 @@ impl Summary {
 impl Runner {
     /// A runner that has not looked at anything yet.
     pub fn new(parts: Parts) -> Self {
-        Runner { parts, position: None, turn: 0, told: BTreeMap::new() }
+        Runner { parts, position: None, turn: 0, told: BTreeMap::new(), beside: Beside::default() }
     }
 
     /// Runs until the trigger is satisfied or `stop` turns true; a batch that was begun is always finished.
@@ -150,7 +153,6 @@ impl Runner {
             Trigger::AvailableNow => self.run_available(&mut summary, &stop).await?,
             Trigger::ProcessingTime(interval) => self.run_ticks(*interval, &mut summary, stop).await?,
         }
-        self.acknowledge().await;
         Ok(summary)
     }
 
@@ -235,8 +237,12 @@ impl Runner {
         let mut looks = 0;
         loop {
             self.ensure_observed().await?;
+            self.watch_headroom(ends).await;
             match self.walk(ends).await {
-                Ok(stepped) => return Ok(stepped),
+                Ok(stepped) => {
+                    self.acknowledge().await;
+                    return Ok(stepped);
+                }
                 Err(error) => {
                     self.position = None;
                     looks += 1;
@@ -382,18 +388,6 @@ impl Runner {
         Ok((offsets, incarnations))
     }
 
-    /// Copies the offsets of the last finished batch to wherever lag tools look.
-    async fn acknowledge(&mut self) {
-        let Some(last) = self.position.as_ref().and_then(|position| position.last.clone()) else { return };
-        for (name, source) in &mut self.parts.sources {
-            if let Some(offsets) = last.offsets.get(name)
-                && fail::hit(fail::ACK).is_ok()
-            {
-                source.acknowledge(offsets).await;
-            }
-        }
-    }
-
     /// Rows that others changed in a table are never passed over in silence, nor told twice in one run.
     fn tell_foreign(&mut self, table: &str, writes: &[ForeignWrite]) {
         let told = self.told.entry(table.to_string()).or_insert(-1);
@@ -462,9 +456,30 @@ pub fn recipe(spec: &PipelineSpec) -> String {
     hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The code of a reason to halt.
+pub fn code(why: &recover::Inconsistency) -> Code {
+    use recover::Inconsistency as Why;
+    match why {
+        Why::LogGap { .. } => Code::LogGap,
+        Why::OtherPipeline { .. } => Code::OtherPipeline,
+        Why::CheckpointLost { .. } => Code::CheckpointLost,
+        Why::ForeignTable { .. } => Code::ForeignTable,
+        Why::TableAhead { .. } => Code::TableAhead,
+        Why::TableReplaced { .. } => Code::TableReplaced,
+        Why::TableBehind { .. } => Code::TableBehind,
+        Why::TableLost { .. } => Code::TableLost,
+        Why::MemoryLost { .. } => Code::MemoryLost,
+        Why::TableRestored { .. } => Code::TableRestored,
+        Why::OtherPlan { .. } => Code::OtherPlan,
+        Why::ChangedMidway { .. } => Code::ChangedMidway,
+        Why::MeaningChanged { .. } => Code::MeaningChanged,
+    }
+}
+
 /// The error of a pipeline that must not go on.
 pub fn halted(why: &recover::Inconsistency, log: &dyn CheckpointLog) -> Error {
     let error = Error::new(ErrorKind::Config, why.to_string())
+        .coded(code(why))
         .with("checkpoint", log.location())
         .help("nothing was read or written");
     why.help().into_iter().fold(error, Error::help)

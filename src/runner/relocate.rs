@@ -120,7 +120,9 @@ impl Runner {
             Claim::Taken(winner) => return Err(super::step::taken(&winner)),
         }
         self.emit(Event::Planned(Box::new(plan.clone())));
-        self.carry_through(plan, false, Phases::default(), started, &BTreeMap::new()).await
+        let record = self.carry_through(plan, false, Phases::default(), started, &BTreeMap::new()).await?;
+        self.acknowledge().await;
+        Ok(record)
     }
 
     /// The change of an ordinary table: `rows`, and in a batch that moves a position back, without what is read again.

@@ -7,7 +7,7 @@ use arrow::record_batch::RecordBatch;
 
 use super::bronze::ReadBack;
 use crate::config::spec::{Action, DeadLetterSpec, From, PipelineSpec, TableSpec, WriteSpec};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Code, Error, ErrorKind, Result};
 use crate::model::batch::BatchPlan;
 use crate::transform::{BatchContext, DeadLetter, Inputs, Shaped, Transform, dead_letter};
 
@@ -238,6 +238,7 @@ impl Shaping {
                 ErrorKind::Data,
                 format!("{} bad rows, and `dead_letters` is off: {}: {}{place}", dead.len(), first.rule, first.error),
             )
+            .coded(Code::NoPlaceAside)
             .help("nothing of this batch was written; it is tried again at the next run")
             .help("turn `dead_letters` on to set bad rows aside and go on"));
         }
@@ -262,6 +263,7 @@ pub(super) fn check_budget(spec: Option<&DeadLetterSpec>, dead: u64, rows: u64) 
             limit * 100.0
         ),
     )
+    .coded(Code::Budget)
     .help("nothing of this batch was written; it is tried again, with the same rows, at the next run")
     .help("fix the schema or the expectations, or raise `dead_letters.fail_above`"))
 }

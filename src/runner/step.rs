@@ -12,7 +12,7 @@ use super::shaping::{Rows, Shaping, dead_letters_come_first, deferred};
 use super::{KEEP_BATCHES, PRUNE_EVERY, Position, Runner, Stepped, app_id, meaning, recipe};
 use crate::checkpoint::Claim;
 use crate::config::spec::{From, OnDataLoss, SourceKind, TableSpec, WriteSpec};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Code, Error, ErrorKind, Result};
 use crate::fail;
 use crate::model::batch::{BatchId, BatchPlan, CommitRecord, FORMAT_VERSION, Owner, Receipt};
 use crate::model::loss::Lost;
@@ -55,7 +55,7 @@ impl Runner {
                 Some(plan) => (plan, false),
                 None => return Ok(self.idle()),
             },
-            Decision::Halt(why) => return Err(Error::config(why.to_string())),
+            Decision::Halt(why) => return Err(Error::config(why.to_string()).coded(super::code(&why))),
         };
         let record = self.carry_through(plan, replayed, phases, started, ends).await?;
         Ok(Stepped::Ran(Box::new(record)))
@@ -236,6 +236,7 @@ impl Runner {
             dead_letters: shaping.dead_letters,
             expectations: std::mem::take(&mut shaping.expectations),
             replayed_from,
+            finished_by: (plan.owner.run_id != self.parts.owner.run_id).then(|| self.parts.owner.clone()),
             duration_ms: {
                 phases.add("triggerExecution", started);
                 phases.0
@@ -485,7 +486,7 @@ impl Runner {
     }
 
     /// Offsets between the position and `ends`, by source.
-    fn lag(&self, ends: &BTreeMap<String, Offsets>) -> BTreeMap<String, i64> {
+    pub(super) fn lag(&self, ends: &BTreeMap<String, Offsets>) -> BTreeMap<String, i64> {
         let Some(position) = &self.position else { return BTreeMap::new() };
         let lag = |(name, end): (&String, &Offsets)| {
             let from = position.offsets.get(name)?;
@@ -530,6 +531,7 @@ pub(super) fn taken(winner: &BatchPlan) -> Error {
             winner.batch_time.to_rfc3339()
         ),
     )
+    .coded(Code::PlanTaken)
     .with("its run", run_id)
     .help("this runner wrote nothing; stop one of the two, or let the other finish and run again")
 }

@@ -1,12 +1,13 @@
 //! Whether the records after a position still exist. Pure: the adapters ask, this module answers in one voice.
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Code, Error, ErrorKind};
 use crate::model::loss::{Loss, Lost};
 use crate::model::offset::{Incarnations, Offset, OffsetRanges, Offsets, Partition, Range};
 
 /// The error that stops a pipeline.
 pub fn error(loss: &Loss) -> Error {
     let error = Error::new(ErrorKind::OffsetsLost, loss.message())
+        .coded(code(loss))
         .help("this attempt wrote nothing: the checkpoint stands where the last finished batch left it");
     match loss {
         Loss::Expired { .. } => error.help(
@@ -38,6 +39,17 @@ pub fn error(loss: &Loss) -> Error {
         Loss::TopicGone { .. } => error
             .help("if it was removed for good, take it out of the source's `topics`, or set `on_data_loss: skip`")
             .help("if it was removed by mistake, it cannot come back: a topic of the same name is another one"),
+    }
+}
+
+fn code(loss: &Loss) -> Code {
+    match loss {
+        Loss::Expired { .. } => Code::Expired,
+        Loss::Shrunk { .. } => Code::Shrunk,
+        Loss::Truncated { .. } => Code::Truncated,
+        Loss::Recreated { .. } => Code::Recreated,
+        Loss::PartitionGone { .. } => Code::PartitionGone,
+        Loss::TopicGone { .. } => Code::TopicGone,
     }
 }
 

@@ -15,24 +15,33 @@ use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use crate::config::spec::{SourceKind, SourceSpec};
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::lag::{Retention, Times};
 use crate::model::loss::{Loss, Lost};
 use crate::model::offset::{Incarnations, OffsetRanges, Offsets};
 
 pub mod files;
 pub mod generate;
 pub mod kafka;
+pub mod lag;
 pub mod loss;
 pub mod memory;
 pub mod rows;
 
 /// Opens the source called `name` in the pipeline file. Nothing is connected or read until the first question.
 pub fn open(name: &str, spec: &SourceSpec) -> Result<Box<dyn Source>> {
+    open_within(name, spec, kafka::PATIENCE)
+}
+
+/// The same, with another patience for brokers that do not answer.
+pub fn open_within(name: &str, spec: &SourceSpec, patience: Duration) -> Result<Box<dyn Source>> {
     Ok(match &spec.kind {
-        SourceKind::Kafka(kafka) => Box::new(kafka::KafkaSource::new(kafka.clone(), kafka::PATIENCE)),
+        SourceKind::Kafka(kafka) => Box::new(kafka::KafkaSource::new(kafka.clone(), patience)),
         SourceKind::Files(files) => Box::new(files::FilesSource::new(files.clone())),
         SourceKind::Generate(generate) => {
             Box::new(generate::GenerateSource::new(generate.clone()).map_err(|e| e.with("source", name))?)
@@ -113,6 +122,17 @@ pub trait Source: Send {
             format!("{} knows no times: {} names no position in it", self.description(), time.to_rfc3339()),
         )
         .help("name a batch instead: --to batch:N goes to where the pipeline stood right after batch N"))
+    }
+
+    /// When the first record at or after each of these offsets was written. Sources whose records carry no time know
+    /// nothing.
+    async fn times(&mut self, _at: &Offsets) -> Result<Times> {
+        Ok(Times::new())
+    }
+
+    /// How long records are kept, by topic, as far as the source says.
+    async fn retention(&mut self) -> Result<BTreeMap<String, Retention>> {
+        Ok(BTreeMap::new())
     }
 
     /// Which topics there are now, for sources whose names can come to stand for something else.

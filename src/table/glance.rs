@@ -34,7 +34,17 @@ pub async fn contents(lake: &Storage, name: &str) -> Result<Option<RecordBatch>>
 
 /// Looks at `<lake>/<name>`; `None` = there is no table.
 pub async fn glance(lake: &Storage, name: &str, sample_rows: usize) -> Result<Option<Glance>> {
-    let Some(snapshot) = snapshot::load(&lake.join(&name.replace('.', "/"))?, None).await? else { return Ok(None) };
+    look(lake, name, None, sample_rows).await
+}
+
+/// Looks at one version of it; `None` = the newest.
+pub async fn at(lake: &Storage, name: &str, version: Option<i64>) -> Result<Option<Glance>> {
+    look(lake, name, version, 0).await
+}
+
+async fn look(lake: &Storage, name: &str, version: Option<i64>, sample_rows: usize) -> Result<Option<Glance>> {
+    let storage = lake.join(&name.replace('.', "/"))?;
+    let Some(snapshot) = snapshot::load(&storage, version).await? else { return Ok(None) };
     let schema = snapshot.schema();
     let options = FormatOptions::default().with_null("");
     let mut sample = Vec::new();

@@ -13,7 +13,7 @@ use deltalake::datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 
 use super::engine::{Job, NamedRows, OUTPUT};
 use crate::arrow_bridge::conform;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Code, Error, ErrorKind, Result};
 
 fn session() -> SessionContext {
     // One partition: rows come out in the order they went in. Names mean what they say, as in Polars.
@@ -84,6 +84,7 @@ pub fn run(job: Job<'_>) -> Result<Vec<RecordBatch>> {
 
 fn failed(cause: DataFusionError) -> Error {
     Error::new(ErrorKind::Data, "the SQL failed on this batch's rows")
+        .coded(Code::SqlOnRows)
         .caused_by(cause)
         .help("TRY_CAST makes null of a value that cannot be cast; an expectation can then set the row aside")
 }

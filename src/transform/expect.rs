@@ -9,7 +9,7 @@ use arrow::datatypes::{Int32Type, Int64Type, SchemaRef};
 use super::row_json::row_json;
 use super::{Coordinates, DeadLetter, Shaped, Stage};
 use crate::config::spec::{Action, Expectation};
-use crate::error::{Context, Error, ErrorKind, Result};
+use crate::error::{Code, Context, Error, ErrorKind, Result};
 use crate::source::column;
 
 /// The boolean column that marks deletes; computed for upsert tables, never stored.
@@ -77,6 +77,7 @@ pub fn apply(rules: &Rules<'_>, batch: &RecordBatch, shaped: &mut Shaped) -> Res
                 ErrorKind::Data,
                 format!("{broken} rows of {} break the rule {}", rules.table, rule.name),
             )
+            .coded(Code::RuleFailed)
             .with("rule", &rule.name)
             .with("check", &rule.check)
             .with("rows", broken)

@@ -9,7 +9,7 @@ use polars::sql::SQLContext;
 use super::engine::{Job, OUTPUT};
 use super::polars_functions::registry;
 use crate::arrow_bridge::{dtype_to_arrow, empty_frame, field_to_polars, from_polars, to_polars};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Code, Error, ErrorKind, Result};
 
 fn context() -> SQLContext {
     SQLContext::new().with_function_registry(registry())
@@ -78,6 +78,7 @@ fn with_stored_types(mut frame: pl::LazyFrame, computed: &SchemaRef) -> Result<p
 
 fn failed(cause: pl::PolarsError) -> Error {
     Error::new(ErrorKind::Data, "the SQL failed on this batch's rows")
+        .coded(Code::SqlOnRows)
         .caused_by(cause)
         .help("TRY_CAST makes null of a value that cannot be cast; an expectation can then set the row aside")
 }

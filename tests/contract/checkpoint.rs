@@ -55,6 +55,7 @@ fn record(batch: BatchId) -> CommitRecord {
         input_bytes: 100,
         dead_letters: 0,
         replayed_from: None,
+        finished_by: None,
         expectations: BTreeMap::new(),
         duration_ms: BTreeMap::new(),
         committed_at: DateTime::UNIX_EPOCH,

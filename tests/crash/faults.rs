@@ -109,7 +109,7 @@ fn whatever_storage_does_the_run_ends_well_or_says_so_and_the_next_one_makes_it_
                 assert!(!fault.is_settled_by_the_run() || code == 0, "not settled by the run\n{}", run.report());
                 let run = run.code(&[0, 69, 75]);
                 if code != 0 {
-                    let is_clear = run.stderr.contains("error: ") && run.stderr.contains("help: ");
+                    let is_clear = run.stderr.contains("error[TG") && run.stderr.contains("help: ");
                     assert!(is_clear, "no clear message\n{}", run.report());
                 }
                 format!("exit {code}")

@@ -7,7 +7,7 @@ use crate::support::broker::{Record, broker};
 use crate::support::{Sandbox, lake};
 
 /// A sandbox with a copy of `pipelines/` in it.
-pub(super) fn examples(test: &str) -> Sandbox {
+pub(crate) fn examples(test: &str) -> Sandbox {
     fn copy(from: &Path, below: &str, sandbox: &Sandbox) {
         for entry in std::fs::read_dir(from).expect("pipelines/ is readable") {
             let path = entry.expect("pipelines/ is readable").path();

@@ -19,19 +19,19 @@ use crate::support::{Sandbox, number, seed};
 const PARTITIONS: u32 = 4;
 
 /// A sandbox whose pipeline reads a topic of its own.
-pub(super) struct World {
-    pub(super) sandbox: Sandbox,
-    pub(super) broker: &'static Broker,
-    pub(super) topic: String,
+pub(crate) struct World {
+    pub(crate) sandbox: Sandbox,
+    pub(crate) broker: &'static Broker,
+    pub(crate) topic: String,
 }
 
 impl World {
     /// An empty topic named after the test; `None` where there is no broker.
-    pub(super) fn new(test: &str) -> Option<Self> {
+    pub(crate) fn new(test: &str) -> Option<Self> {
         Self::with_topic(test, PARTITIONS, &[])
     }
 
-    pub(super) fn with_topic(test: &str, partitions: u32, settings: &[(&str, &str)]) -> Option<Self> {
+    pub(crate) fn with_topic(test: &str, partitions: u32, settings: &[(&str, &str)]) -> Option<Self> {
         let broker = broker(test)?;
         let topic = format!("{test}.v1");
         broker.create_topic(&topic, i32::try_from(partitions).expect("few"), settings);
@@ -40,15 +40,15 @@ impl World {
         Some(world)
     }
 
-    pub(super) fn pipeline(&self, max_rows: Option<u64>) {
+    pub(crate) fn pipeline(&self, max_rows: Option<u64>) {
         Pipeline { brokers: &self.broker.address, topic: &self.topic, max_rows }.write(&self.sandbox);
     }
 
-    pub(super) fn lake(&self) -> PathBuf {
+    pub(crate) fn lake(&self) -> PathBuf {
         self.sandbox.path().join("lake")
     }
 
-    pub(super) fn produce(&self, records: &[Record]) {
+    pub(crate) fn produce(&self, records: &[Record]) {
         self.broker.produce(&self.topic, records.iter().cloned());
     }
 
@@ -59,7 +59,7 @@ impl World {
     }
 
     #[track_caller]
-    pub(super) fn assert_tables(&self, records: &[Stored]) {
+    pub(crate) fn assert_tables(&self, records: &[Stored]) {
         Tables::expected(&self.topic, records).assert_in(&self.lake());
     }
 }
@@ -69,18 +69,18 @@ fn rows() -> u64 {
 }
 
 /// Orders of this run's seed.
-pub(super) fn orders(rows: u64) -> Orders {
+pub(crate) fn orders(rows: u64) -> Orders {
     let seed = seed();
     println!("TIDEGATE_SEED={seed} TIDEGATE_E2E_ROWS={rows}");
     Orders::new(seed, rows, PARTITIONS)
 }
 
-pub(super) fn take(orders: &mut Orders, count: u64) -> Vec<Record> {
+pub(crate) fn take(orders: &mut Orders, count: u64) -> Vec<Record> {
     orders.take(usize::try_from(count).expect("a count of rows")).map(Record::from).collect()
 }
 
 /// One good order that no generator makes.
-pub(super) fn order(id: &str, quantity: i64, updated_at: &str) -> Vec<u8> {
+pub(crate) fn order(id: &str, quantity: i64, updated_at: &str) -> Vec<u8> {
     format!(
         r#"{{"order_id":"{id}","store_id":"s-01","amount":"10.00","quantity":{quantity},"status":"PAID","updated_at":"{updated_at}","op":"u"}}"#
     )
@@ -88,7 +88,7 @@ pub(super) fn order(id: &str, quantity: i64, updated_at: &str) -> Vec<u8> {
 }
 
 /// `count` orders in partition `partition`, named after `prefix`.
-pub(super) fn named(prefix: &str, partition: i32, count: usize) -> Vec<Record> {
+pub(crate) fn named(prefix: &str, partition: i32, count: usize) -> Vec<Record> {
     let record =
         |n: usize| Record { partition, ..Record::of(order(&format!("{prefix}-{n}"), 1, "2026-03-02T10:00:00Z")) };
     (0..count).map(record).collect()

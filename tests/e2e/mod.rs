@@ -3,10 +3,10 @@
 mod backfill;
 mod bronze;
 mod dlq;
-mod examples;
+pub(crate) mod examples;
 mod foreign;
 mod init;
-mod kafka;
+pub(crate) mod kafka;
 mod kafka_edges;
 mod kafka_losses;
 mod maintain;

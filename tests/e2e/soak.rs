@@ -77,7 +77,7 @@ impl Soak {
             // Asked to stop before it could listen: then it has not done anything either.
             (Some(15), _) if outcome.stderr.is_empty() => "killed by SIGTERM while it started".to_string(),
             (_, Some(code)) if ALLOWED.contains(&code) => {
-                let is_clear = outcome.stderr.contains("error: ") && outcome.stderr.contains("help: ");
+                let is_clear = outcome.stderr.contains("error[TG") && outcome.stderr.contains("help: ");
                 assert!(code == 0 || is_clear, "{who}: no clear message\n{}", outcome.report());
                 format!("exit {code}")
             }

@@ -94,6 +94,7 @@ fn commit_record(record: Record) -> CommitRecord {
         dead_letters: 0,
         expectations: BTreeMap::new(),
         replayed_from: None,
+        finished_by: None,
         duration_ms: BTreeMap::new(),
         committed_at: DateTime::UNIX_EPOCH,
     }

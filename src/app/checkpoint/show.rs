@@ -10,7 +10,7 @@ use super::{positions, state};
 use crate::checkpoint::CheckpointLog;
 use crate::checkpoint::inspect::Object;
 use crate::cli::{CheckpointShowArgs, Global};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Code, Error, ErrorKind};
 use crate::model::batch::{BatchId, BatchPlan, CommitRecord};
 use crate::model::letter::{Action, Letters};
 
@@ -105,6 +105,7 @@ fn row(batch: BatchId, plan: Option<&BatchPlan>, commit: Option<&CommitRecord>) 
 fn one(batch: BatchId, plan: Option<&BatchPlan>, commit: Option<&CommitRecord>) -> Result<Outcome, Error> {
     if plan.is_none() && commit.is_none() {
         return Err(Error::new(ErrorKind::Usage, format!("the checkpoint holds no batch {batch}"))
+            .coded(Code::NoSuchBatch)
             .help("the batches that are kept: tidegate checkpoint show FILE"));
     }
     let json = json!({ "version": 1, "status": "ok", "batch": batch, "plan": plan, "commit": commit });

@@ -61,7 +61,8 @@ impl<'a> Records<'a> {
         let next = self.next.entry((source_name.to_owned(), record.partition.clone())).or_default();
         record.offset = offset.unwrap_or(*next);
         if record.offset < *next {
-            let problem = Problem::at(row.span, format!("offset {} comes after offset {}", record.offset, *next - 1));
+            let problem =
+                Problem::in_test(row.span, format!("offset {} comes after offset {}", record.offset, *next - 1));
             report.add(problem.label("the offsets of a partition ascend"));
         }
         *next = record.offset.max(*next) + 1;
@@ -78,7 +79,7 @@ impl<'a> Records<'a> {
     ) {
         let text = entry.value.text().unwrap_or_default();
         let mut refuse = |what: &str| {
-            report.add(Problem::at(entry.value.span, format!("`{}` must be {what}", entry.key)));
+            report.add(Problem::in_test(entry.value.span, format!("`{}` must be {what}", entry.key)));
         };
         match entry.key.as_str() {
             "value" => record.value = payload(&entry.value, source),
@@ -181,7 +182,7 @@ pub(super) fn typed_rows(
     for dead in &decoded.dead {
         let row = dead.coordinates.as_ref().and_then(|at| rows.get(at.offset as usize));
         let span = row.map(|row| row.span).unwrap_or_default();
-        report.add(Problem::at(span, format!("a row that {what} cannot hold: {}", dead.error)));
+        report.add(Problem::in_test(span, format!("a row that {what} cannot hold: {}", dead.error)));
         sound = false;
     }
     Ok(sound.then_some(decoded.rows))
@@ -247,7 +248,7 @@ pub(super) fn mapping(row: &Node) -> Option<&[Entry]> {
 
 /// A cell of a column that is not there.
 pub(super) fn unknown_column(entry: &Entry, what: &str, names: &[&str]) -> Problem {
-    let problem = Problem::at(entry.key_span, format!("{what} has no column `{}`", entry.key));
+    let problem = Problem::in_test(entry.key_span, format!("{what} has no column `{}`", entry.key));
     let problem = match closest(&entry.key, names.iter().copied()) {
         Some(near) => problem.label(format!("did you mean `{near}`?")),
         None => problem,

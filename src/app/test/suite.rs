@@ -195,7 +195,7 @@ impl<'a> Loader<'a> {
             let rows = match (case.lookups.get(name), real) {
                 (None, Ok(real)) => real.clone(),
                 (None, Err(why)) => {
-                    let problem = Problem::at(case.place, format!("the lookup `{name}` {why}"));
+                    let problem = Problem::in_test(case.place, format!("the lookup `{name}` {why}"));
                     report
                         .add(problem.help(format!("give its rows in the test: given: {{lookups: {{{name}: [...]}}}}")));
                     continue;
@@ -226,7 +226,7 @@ impl<'a> Loader<'a> {
             let Some(definition) = definitions.iter().find(|definition| definition.name == *name) else { continue };
             if matches!(definition.write, table::WriteMode::Refresh { .. }) {
                 let span = rows.first().map_or(case.place, |row| row.span);
-                let problem = Problem::at(span, format!("the rows of {name} are computed"));
+                let problem = Problem::in_test(span, format!("the rows of {name} are computed"));
                 report.add(problem.help("give rows to the table that it reads"));
                 continue;
             }
@@ -270,7 +270,7 @@ impl<'a> Loader<'a> {
             match want(&entry.value, &data_type) {
                 Ok(want) => cells.push(Cell { column: entry.key.clone(), want, written: written(&entry.value) }),
                 Err(refusal) => {
-                    report.add(Problem::at(refusal.span, refusal.message).label(refusal.label).help(format!(
+                    report.add(Problem::in_test(refusal.span, refusal.message).label(refusal.label).help(format!(
                         "`{}` of {} is {}",
                         entry.key,
                         definition.name,

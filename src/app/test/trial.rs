@@ -216,6 +216,7 @@ async fn give_tables(
         incarnations: BTreeMap::new(),
         lost: BTreeMap::new(),
         replayed_from: None,
+        finished_by: None,
         next_watermarks: BTreeMap::new(),
         tables: receipts,
         input_rows: 0,

@@ -9,6 +9,7 @@ use super::source::join;
 use super::{Checker, paths};
 use crate::config::raw::{RawDataLoss, RawKafka, RawSecurity};
 use crate::config::spec::{KafkaSpec, OnDataLoss, Secret, StartPosition, TopicSelection};
+use crate::error::Code;
 
 const PROTOCOLS: [&str; 4] = ["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"];
 const MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
@@ -86,9 +87,13 @@ impl Checker<'_> {
             let refused = REFUSED.iter().find(|(option, ..)| option.eq_ignore_ascii_case(name));
             match refused {
                 Some((_, Unless::Is(accepted), _)) if value.0.eq_ignore_ascii_case(accepted) => {}
-                Some((_, _, why)) => self.refuse_key(&path, format!("the option `{name}` is not yours to set"), why),
+                Some((_, _, why)) => {
+                    let message = format!("the option `{name}` is not yours to set");
+                    self.refuse_key_as(Code::KafkaOption, &path, message, why);
+                }
                 None if name.is_empty() || name.chars().any(|c| !c.is_ascii_alphanumeric() && !"._-".contains(c)) => {
-                    self.refuse_key(&path, format!("`{name}` is not a librdkafka option"), "");
+                    let message = format!("`{name}` is not a librdkafka option");
+                    self.refuse_key_as(Code::KafkaOption, &path, message, "");
                 }
                 None => {
                     settings.insert(name.clone(), Secret::new(value.0.clone()));

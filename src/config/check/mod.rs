@@ -20,6 +20,7 @@ use super::report::{Problem, Span, closest};
 use super::shape::Path;
 use super::spec::{DeadLetterSpec, LookupSpec, PipelineSpec};
 use super::yaml::Node;
+use crate::error::Code;
 use crate::model::cron::Cron;
 use crate::model::trigger::{Schedule, Trigger};
 use crate::units;
@@ -62,6 +63,11 @@ struct Checker<'d> {
 impl Checker<'_> {
     /// A problem with the value at `path`.
     fn refuse(&mut self, path: &[&str], message: impl Into<String>, label: &str, help: Option<String>) {
+        self.refuse_as(Code::PipelineFile, path, message, label, help);
+    }
+
+    /// A problem with the value at `path` whose class has a code of its own.
+    fn refuse_as(&mut self, code: Code, path: &[&str], message: impl Into<String>, label: &str, help: Option<String>) {
         let known = self.broken.iter().any(|broken| {
             let shorter = broken.len().min(path.len());
             broken[..shorter].iter().zip(path).all(|(a, b)| a == b)
@@ -69,7 +75,7 @@ impl Checker<'_> {
         if known {
             return;
         }
-        let problem = Problem::at(self.document.span_of(path), message).label(label);
+        let problem = Problem::at(self.document.span_of(path), message).coded(code).label(label);
         self.problems.push(match help {
             Some(help) => problem.help(help),
             None => problem,
@@ -104,7 +110,7 @@ impl Checker<'_> {
                     true => refusal.replacen(&quoted(&raw?.0), &quoted(written), 1),
                     false => refusal,
                 };
-                self.refuse(path, refusal, "", None);
+                self.refuse_as(Code::WrongValue, path, refusal, "", None);
                 None
             }
         }
@@ -130,7 +136,8 @@ impl Checker<'_> {
         let max_bytes = self.quantity(&["batch", "max_bytes"], max_bytes, units::size).unwrap_or(256_000_000);
         for (key, value) in [("max_rows", max_rows), ("max_bytes", max_bytes)] {
             if value == 0 {
-                self.refuse(&["batch", key], format!("`{key}` must be above zero"), "", None);
+                let message = format!("`{key}` must be above zero");
+                self.refuse_as(Code::WrongValue, &["batch", key], message, "", None);
             }
         }
         let sources = self.sources(raw, &root);
@@ -250,8 +257,13 @@ impl Checker<'_> {
 
     /// A problem with the key at `path`.
     fn refuse_key(&mut self, path: &[&str], message: impl Into<String>, label: &str) {
+        self.refuse_key_as(Code::PipelineFile, path, message, label);
+    }
+
+    /// A problem with the key at `path` whose class has a code of its own.
+    fn refuse_key_as(&mut self, code: Code, path: &[&str], message: impl Into<String>, label: &str) {
         if !self.broken.iter().any(|broken| broken.iter().eq(path.iter())) {
-            self.problems.push(Problem::at(self.document.key_span_of(path), message).label(label));
+            self.problems.push(Problem::at(self.document.key_span_of(path), message).coded(code).label(label));
         }
     }
 }

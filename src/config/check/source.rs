@@ -14,6 +14,7 @@ use crate::config::spec::{
     ColumnSpec, EpochUnit, FilesSpec, Format, GenerateSpec, SchemaDrift, SourceKind, SourceSpec, Tombstones,
 };
 use crate::config::types::{self, Type};
+use crate::error::Code;
 use crate::units;
 
 impl Checker<'_> {
@@ -85,7 +86,7 @@ impl Checker<'_> {
             (Format::Json | Format::Csv, false) => {
                 let help = "list the columns: `schema: {order_id: string not null, amount: decimal(18,2)}`".to_owned();
                 let keep = "or keep the bytes with `format: raw`";
-                self.refuse(&schema_path, "missing key `schema` in the source", keep, Some(help));
+                self.refuse_as(Code::MissingKey, &schema_path, "missing key `schema` in the source", keep, Some(help));
             }
             _ => {}
         }

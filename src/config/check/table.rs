@@ -11,6 +11,7 @@ use crate::config::spec::{
     WriteSpec,
 };
 use crate::config::sql::{self, Reads};
+use crate::error::Code;
 
 /// Columns that decoding adds to every row of a source; `tests/config` holds them against `transform::decode`.
 pub const ADDED: [&str; 9] =
@@ -159,7 +160,7 @@ impl Checker<'_> {
             None => format!("known: {}", known.join(", ")),
         };
         let (message, label) = (format!("unknown table `{from}`"), "no table or source with this name in the pipeline");
-        self.refuse(&["tables", name, "from"], message, label, Some(help));
+        self.refuse_as(Code::UnknownName, &["tables", name, "from"], message, label, Some(help));
         None
     }
 
@@ -171,7 +172,8 @@ impl Checker<'_> {
             }
             let (line, column, length) = (relation.line, relation.column, relation.length);
             let span = self.document.sql_position(name, SqlField::Sql, line, column, length);
-            let problem = Problem::at(span, format!("unknown relation `{}` in the SQL of `{name}`", relation.name));
+            let problem = Problem::at(span, format!("unknown relation `{}` in the SQL of `{name}`", relation.name))
+                .coded(Code::UnknownName);
             let problem = match closest(&relation.name, known()) {
                 Some(near) => problem.label(format!("did you mean `{near}`?")),
                 None => problem,

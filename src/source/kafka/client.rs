@@ -15,7 +15,7 @@ use regex::Regex;
 
 use super::topic_id;
 use crate::config::spec::{KafkaSpec, TopicSelection};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Code, Error, ErrorKind, Result};
 use crate::model::offset::{Incarnations, Offset, Offsets, Partition};
 
 /// Tries of one question; the waits between them double, so the first is 1/31 of the patience.
@@ -80,6 +80,11 @@ pub type Client = BaseConsumer<Ears>;
 
 /// A client of `spec`; `group` makes it one that can be assigned partitions, with room for `queue_kb` in each.
 pub fn connect(spec: &KafkaSpec, group: bool, queue_kb: usize) -> Result<Client> {
+    settings(spec, group, queue_kb).create_with_context(Ears::default()).map_err(unusable)
+}
+
+/// The settings of every client.
+pub fn settings(spec: &KafkaSpec, group: bool, queue_kb: usize) -> ClientConfig {
     let mut config = ClientConfig::new();
     for (key, value) in &spec.settings {
         config.set(key, value.reveal());
@@ -117,14 +122,18 @@ pub fn connect(spec: &KafkaSpec, group: bool, queue_kb: usize) -> Result<Client>
     for (key, value) in defaults.into_iter().filter(|(key, _)| !spec.settings.contains_key(*key)) {
         config.set(key, value);
     }
-    config.create_with_context(Ears::default()).map_err(|error| match error {
+    config
+}
+
+fn unusable(error: KafkaError) -> Error {
+    match error {
         // The value may be a secret, and librdkafka's own text repeats it.
         KafkaError::ClientConfig(_, _, key, _) => {
             Error::config(format!("librdkafka does not know the setting `{key}`, or refuses its value"))
                 .help("its settings are listed in librdkafka's CONFIGURATION.md")
         }
         other => Error::config("the Kafka client could not be made").caused_by(other),
-    })
+    }
 }
 
 /// Clients for questions by brokers and settings, once they are shared; each lives as long as somebody has it.
@@ -398,6 +407,7 @@ pub fn unavailable(spec: &KafkaSpec, message: &str, heard: Option<String>) -> Er
 
 fn refused(spec: &KafkaSpec, reason: &str) -> Error {
     Error::config(format!("the broker at {} refused this client", spec.brokers))
+        .coded(Code::BrokerRefuses)
         .with("reason", reason)
         .help("check user name, password and mechanism under `security`, and the topic's access rules")
 }
@@ -407,7 +417,7 @@ pub fn missing<'a>(message: &str, wanted: &str, all: impl Iterator<Item = &'a St
     let names: Vec<&String> = all.filter(|name| !name.starts_with("__")).collect();
     let close = names.iter().map(|name| (strsim::jaro_winkler(wanted, name), *name));
     let close = close.filter(|(score, _)| *score > 0.8).max_by(|a, b| a.0.total_cmp(&b.0));
-    let mut error = Error::config(message);
+    let mut error = Error::config(message).coded(Code::TopicMissing);
     if let Some((_, name)) = close {
         error = error.help(format!("did you mean `{name}`?"));
     }

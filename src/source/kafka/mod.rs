@@ -3,7 +3,7 @@
 //! Two clients: one for questions (cheap to open and to close; an idle run needs no more) and one that reads, made when
 //! the first range is read and kept assigned, so that the next batch is fetched while this one is written.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,10 +18,12 @@ use super::loss::{self, Now};
 use super::{Bounded, Limits, Read, Source, blocking};
 use crate::config::spec::{KafkaSpec, OnDataLoss, StartPosition, TopicSelection};
 use crate::error::{ErrorKind, Result};
+use crate::model::lag::{Retention, Times};
 use crate::model::loss::Loss;
 use crate::model::offset::{Incarnations, OffsetRanges, Offsets, Partition};
 
 mod client;
+mod peek;
 mod reader;
 mod topic_id;
 
@@ -35,6 +37,9 @@ const FRESH: Duration = Duration::from_secs(1);
 /// started may not know its topics yet, and a pipeline must neither stop nor go on because of that.
 const DOUBTS: u32 = 4;
 const DOUBT: Duration = Duration::from_millis(500);
+
+/// How long a run waits for the consumer group when it has read nothing, and so has no consumer at hand.
+const ACKNOWLEDGE: Duration = Duration::from_secs(3);
 
 /// How often a batch is bounded or read again when its topics changed while it was read.
 const CHANGES: u32 = 3;
@@ -98,6 +103,19 @@ impl Source for KafkaSource {
         self.with(move |state| state.ask(|admin, all| admin.at(all, millis))).await
     }
 
+    async fn times(&mut self, at: &Offsets) -> Result<Times> {
+        let at = at.clone();
+        self.with(move |state| peek::times(&state.spec, &at, state.patience)).await
+    }
+
+    async fn retention(&mut self) -> Result<BTreeMap<String, Retention>> {
+        self.with(|state| {
+            let topics: BTreeSet<String> = state.partitions()?.into_iter().map(|partition| partition.topic).collect();
+            Ok(peek::retention(&state.spec, &topics, state.patience))
+        })
+        .await
+    }
+
     async fn incarnations(&mut self) -> Result<Incarnations> {
         self.with(State::incarnations).await
     }
@@ -114,14 +132,16 @@ impl Source for KafkaSource {
 
     async fn acknowledge(&mut self, offsets: &Offsets) {
         let offsets = offsets.clone();
-        let commit = self.with(move |state| {
-            if let Some(reader) = &state.reader {
-                reader.commit(&offsets);
-            }
-            Ok(())
+        let commit = self.with(move |state| match &state.reader {
+            Some(reader) => reader.commit(&offsets),
+            None => peek::commit(&state.spec, &offsets),
         });
-        if let Err(error) = commit.await {
-            tracing::debug!(%error, "offsets were not copied to the consumer group");
+        // A group that nobody coordinates must not hold up a run.
+        let outcome = tokio::time::timeout(ACKNOWLEDGE, commit).await;
+        if let Some(error) =
+            outcome.map_or_else(|late| Some(late.to_string()), |done| done.err().map(|e| e.to_string()))
+        {
+            tracing::debug!(error, "offsets were not copied to the consumer group");
         }
     }
 

@@ -22,8 +22,9 @@ use rdkafka::message::{BorrowedMessage, Headers as _, Message};
 use rdkafka::topic_partition_list::{Offset as Raw, TopicPartitionList};
 
 use super::client::{Admin, Client, Ears, connect, unavailable};
+use super::peek;
 use crate::config::spec::KafkaSpec;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Code, Error, ErrorKind, Result};
 use crate::model::loss::Loss;
 use crate::model::offset::{Offset, OffsetRanges, Offsets, Partition, Range};
 use crate::source::loss;
@@ -185,16 +186,8 @@ impl Reader {
 
     /// Copies offsets to the consumer group; the answer is not awaited, closing the consumer waits
     /// for what is under way.
-    pub fn commit(&self, offsets: &Offsets) {
-        let mut list = TopicPartitionList::with_capacity(offsets.0.len());
-        for (partition, &offset) in &offsets.0 {
-            if list.add_partition_offset(&partition.topic, partition.partition, Raw::Offset(offset)).is_err() {
-                return;
-            }
-        }
-        if let Err(error) = self.client.commit(&list, CommitMode::Async) {
-            tracing::debug!(%error, group = %self.spec.group, "offsets were not copied to the consumer group");
-        }
+    pub fn commit(&self, offsets: &Offsets) -> Result<()> {
+        peek::commit_with(&self.client, offsets, CommitMode::Async)
     }
 
     fn position(&self, partition: &Partition) -> Offset {
@@ -403,6 +396,7 @@ fn return_if_final(
         }
         Some(RDKafkaErrorCode::TopicAuthorizationFailed) => {
             Err(Error::config(format!("this client may not read {partition}"))
+                .coded(Code::BrokerRefuses)
                 .caused_by(error.clone())
                 .help(format!("grant read access to topic and group `{}`", spec.group)))
         }

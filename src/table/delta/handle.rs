@@ -18,7 +18,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 
 use super::files::DataFile;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Code, Error, ErrorKind, Result};
 use crate::fail;
 use crate::model::batch::BatchId;
 use crate::storage::{self, Storage};
@@ -332,6 +332,7 @@ impl Handle {
 
 fn broken_log(at: &str) -> Error {
     Error::config("the log of a table cannot be read")
+        .coded(Code::TableUnreadable)
         .with("at", format!("{at}_delta_log"))
         .help("nothing was written")
         .help("an entry is missing or broken? bring it back from a backup of the folder")

@@ -18,6 +18,7 @@ mod files;
 mod handle;
 mod maintain;
 mod others;
+pub mod query;
 mod refresh;
 mod restored;
 mod rows;
