@@ -257,7 +257,7 @@ fn clocks_and_dice_and_files_are_refused() {
             ("SELECT uuid() AS t FROM batch", "`_offset`"),
             ("SELECT * FROM read_csv('/etc/passwd')", "lookups:"),
             ("SELECT * FROM batch WHERE order_id IN (SELECT a FROM read_csv('/etc/passwd'))", "lookups:"),
-            ("SELECT :date AS t FROM batch", ":batch_time"),
+            ("SELECT :today AS t FROM batch", ":batch_time"),
         ] {
             let found = problems(vec![with_engine(table("t", "source", Some(sql), WriteSpec::Append), engine)]);
             assert_eq!(found.len(), 1, "{found:?}");

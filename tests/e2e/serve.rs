@@ -173,7 +173,7 @@ fn fifty(sandbox: &Sandbox, place: u16, source: impl Fn(&str) -> String, send: i
     // Wall seconds, CPU seconds, missed ticks, runs, batches, and threads at the end of each phase.
     let mark = || {
         let (_, _, threads, cpu) = served.cost();
-        let counts = ["missed_ticks_total", "runs_total", "batches_total"].map(sum);
+        let counts = ["missed_ticks_total", "runs_total", "batches_total", "batch_duration_seconds_sum"].map(sum);
         (started.elapsed().as_secs_f64(), cpu, counts, threads)
     };
     let mut phases = vec![("start", mark())];
@@ -200,17 +200,23 @@ fn fifty(sandbox: &Sandbox, place: u16, source: impl Fn(&str) -> String, send: i
     let mut late = 0.0;
     for pair in phases.windows(2) {
         let [(_, before), (phase, after)] = pair else { unreachable!("windows of two") };
-        let [missed, runs, batches] = [0, 1, 2].map(|index| after.2[index] - before.2[index]);
+        let [missed, runs, batches, working] = [0, 1, 2, 3].map(|index| after.2[index] - before.2[index]);
         let (wall, cpu) = (after.0 - before.0, after.1 - before.1);
         println!(
             "{phase}: {wall:.1} s, {cpu:.2} CPU s, {runs} runs, {batches} batches, {missed} ticks missed, {} threads",
             after.3
         );
-        if matches!(*phase, "some news" | "no news") {
+        // Where the machine needs seconds for one small batch, others have it, and the ticks tell of them. The full run has it
+        // to itself.
+        let is_ours = seconds >= 300 || working / batches.max(1.0) < tick as f64 / 4.0;
+        if matches!(*phase, "some news" | "no news") && is_ours {
             late += missed;
         }
         if *phase == "no news" {
-            assert!(cpu < wall / 4.0, "idle, {COUNT} pipelines every {tick} s take {cpu:.2} CPU s in {wall:.1} s");
+            // Unoptimised and under load it was 2 to 5 ms, what the test itself asks for included.
+            let each = cpu * 1000.0 / runs;
+            println!("a run with nothing to do: {each:.1} CPU ms");
+            assert!(each < 20.0, "a run with nothing to do takes {each:.1} CPU ms");
         }
     }
     println!("{COUNT} pipelines every {tick} s: VmHWM {peak} MB, VmRSS {resident} MB");

@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 use crate::model::backfill::{Decision, Gap, IntervalHead, Mode, Request, gaps};
 use crate::model::batch::Owner;
 use crate::model::interval::{Interval, midnight};
-use crate::model::recover::{Decision as Live, recover};
+use crate::model::recover::{Decision as Live, Inconsistency, recover};
 use crate::runner::backfill::{Backfill, Done, Parts, Turns, choose, lineage};
 use crate::runner::clock::{Clock, SystemClock};
 use crate::runner::event::Event;
@@ -134,6 +134,8 @@ async fn check_live(checked: Checked, log: &dyn CheckpointLog, owner: &Owner) ->
     let mut looks = 0;
     loop {
         match recover(&runner.observe().await?) {
+            // Who derives days again by new rules may do so while a batch is finished by the old ones.
+            Live::Halt(Inconsistency::ChangedMidway { .. }) => return Ok(()),
             Live::Halt(why) if looks == LOOKS => return Err(halted(&why, log)),
             Live::Halt(_) => {}
             _ => return Ok(()),

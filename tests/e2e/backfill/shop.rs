@@ -1,6 +1,7 @@
 //! A small shop: seeded sales in files, what its tables must hold, and the commands that work on it.
 
 #![allow(clippy::disallowed_methods, reason = "a test's own files need no durability")]
+#![cfg_attr(not(feature = "failpoints"), allow(dead_code, reason = "only builds with fail points can be killed"))]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -23,6 +24,9 @@ pub const TODAY: &str = "rows of now are of today, or of yesterday when midnight
 
 /// A half-open range of time.
 pub type Range = (DateTime<Utc>, DateTime<Utc>);
+
+/// What decides which event of a key is the newest: its time, then where it is.
+type Rank = (Option<DateTime<Utc>>, usize);
 
 /// A day of March 2026 in Berlin.
 pub fn day(number: u32) -> Range {
@@ -262,7 +266,7 @@ impl Shop {
     pub fn assert_tables(&self) {
         let (mut bronze, mut log, mut dead) = (Vec::new(), Vec::new(), Vec::new());
         // Newest by time, file and line; a row that is set aside does not count, a delete always does.
-        let mut newest: BTreeMap<&str, (Option<DateTime<Utc>>, usize, &Event, Rules)> = BTreeMap::new();
+        let mut newest: BTreeMap<&str, (Rank, &Event, Rules)> = BTreeMap::new();
         for (file, events) in self.files.iter().enumerate() {
             for (line, event) in events.iter().enumerate() {
                 let rules = self.rules(file, event);
@@ -276,13 +280,13 @@ impl Shop {
                     continue;
                 }
                 let rank = (event.at, file * 1_000_000 + line);
-                if newest.get(event.id.as_str()).is_none_or(|(at, place, ..)| (*at, *place) < rank) {
-                    newest.insert(&event.id, (rank.0, rank.1, event, rules));
+                if newest.get(event.id.as_str()).is_none_or(|(best, ..)| *best < rank) {
+                    newest.insert(&event.id, (rank, event, rules));
                 }
             }
         }
         let (mut silver, mut groups) = (Vec::new(), BTreeMap::<(Option<i64>, &str), (i64, i64)>::new());
-        for (_, _, event, rules) in newest.values().filter(|(_, _, event, _)| !event.is_delete) {
+        for (_, event, rules) in newest.values().filter(|(_, event, _)| !event.is_delete) {
             let amount = event.amount * rules.factor;
             silver.push(format!("{}|{}|{amount}|{}", event.id, event.store, micros(event)));
             let day = event.at.map(|at| at.timestamp().div_euclid(86_400));
