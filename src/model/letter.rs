@@ -6,6 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::batch::BatchId;
 
+/// The batch of letters that a backfill sets aside: its rows come from many batches, and none of them is meant. The original
+/// bytes of their records are not kept, since bronze does not have them.
+pub const BACKFILLED: BatchId = -1;
+
 /// Which dead letters a batch is about, and what it does with them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Letters {

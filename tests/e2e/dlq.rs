@@ -575,6 +575,48 @@ async fn the_record_of_a_letter_comes_back_from_its_table_as_the_source_delivere
     assert_eq!((back[0].slice(0, 1), back[0].slice(1, 1)), (records[0].slice(0, 1), records[0].slice(2, 1)));
 }
 
+/// A backfill works from bronze, which has no original bytes: taken for a record without a value, such a letter could even
+/// delete rows.
+#[test]
+fn a_letter_of_a_backfill_is_never_replayed_and_its_way_out_is_another_backfill() {
+    let sandbox = Sandbox::new("dlq-backfill");
+    let file = |most: u32| {
+        let text = format!(
+            "version: 1\nname: orders\nlake: ./lake\ncheckpoints: ./checkpoints\nsource:\n  \
+             files: {{path: landing, pattern: \"*.ndjson\"}}\n  format: json\n  tombstones: delete\n  schema: {{id: string, \
+             amount: long, at: timestamp}}\n  event_time: at\ntables:\n  bronze.orders: {{from: source, write: append}}\n  \
+             silver.log:\n    from: bronze.orders\n    sql: SELECT id, amount, at FROM batch\n    expect: {{small: {{check: \
+             amount < {most}, else: quarantine}}}}\n    write: append\ndead_letters: {{table: dlq.orders}}\n"
+        );
+        sandbox.write(FILE, &text);
+    };
+    let records = [("a", 5), ("b", 50)];
+    let record =
+        |(id, amount): &(&str, i64)| json!({"id": id, "amount": amount, "at": "2026-03-17T12:00:00Z"}).to_string();
+    file(100);
+    sandbox.write("landing/1.ndjson", &(records.iter().map(record).collect::<Vec<_>>().join("\n") + "\n"));
+    sandbox.drain(FILE).success();
+    let log = || lake::lines(&sandbox.path().join("lake/silver/log"), "SELECT id, amount FROM t ORDER BY id");
+    let day = || sandbox.tidegate(&["backfill", FILE, "--date", "2026-03-17"]).run().success();
+    let both = log();
+    assert_eq!(both.len(), 2);
+
+    file(10);
+    day();
+    assert_eq!(log(), both[..1], "the rule is stricter now");
+    let replay = |arguments: &[&str]| {
+        let all: Vec<&str> = ["dlq", "replay", FILE].into_iter().chain(arguments.iter().copied()).collect();
+        sandbox.tidegate(&all).run()
+    };
+    file(100);
+    let account = replay(&[]).success();
+    assert!(account.stdout.contains("tidegate backfill FILE --date"), "{}", account.report());
+    replay(&["--yes"]);
+    assert_eq!(log(), both[..1], "nothing may come of it");
+    day();
+    assert_eq!(log(), both);
+}
+
 #[test]
 fn dead_letters_that_are_off_or_not_there_are_said() {
     let world = World::new("none");

@@ -13,6 +13,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::model::backfill::BackfillPlan;
 use crate::model::batch::BatchId;
 use crate::model::interval::midnight;
+use crate::model::letter::BACKFILLED;
 use crate::runner::bronze::without_later_columns;
 use crate::runner::shaping::Rows;
 use crate::runner::step::blocking;
@@ -21,9 +22,6 @@ use crate::table::Span;
 use crate::transform::decode::added::BATCH_ID;
 use crate::transform::expect::in_source_order;
 use crate::transform::{BatchContext, DeadLetter, Inputs};
-
-/// The batch in the context of a transform: rows of many live batches come together, and none of them is meant.
-pub(super) const NO_BATCH: BatchId = -1;
 
 /// Which live batches take part: later than the first, up to the second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -136,7 +134,7 @@ impl Backfill {
     pub(super) fn context(&self, plan: &BackfillPlan) -> BatchContext {
         BatchContext {
             pipeline: plan.pipeline.clone(),
-            batch: NO_BATCH,
+            batch: BACKFILLED,
             batch_time: plan.batch_time,
             interval: Some(self.interval),
         }

@@ -17,6 +17,7 @@ use arrow::compute::filter_record_batch;
 use super::super::shaping::{Rows, deferred};
 use crate::config::spec::{From, PipelineSpec, TableSpec, WriteSpec};
 use crate::error::{Context, ErrorKind, Result};
+use crate::model::letter::BACKFILLED;
 use crate::transform::expect::{coordinates, in_source_order};
 use crate::transform::letter::{self, Letter};
 use crate::transform::{BatchContext, Coordinates, DeadLetter, Inputs, Stage, Transform};
@@ -144,6 +145,13 @@ impl Bench<'_> {
     /// Where the record of a letter enters, or why it cannot.
     fn entry(&self, letter: &Letter, is_kept: bool) -> Result<Entry, String> {
         let Letter { table, .. } = letter;
+        if letter.batch == BACKFILLED {
+            return Err(
+                "a backfill set it aside, from rows whose original bytes are not kept: mend the file, and derive \
+                        its day again (tidegate backfill FILE --date D)"
+                    .to_string(),
+            );
+        }
         if letter.coordinates.is_none() {
             return Err(format!("the SQL of {table} makes rows of many records: there is no single one to replay"));
         }
