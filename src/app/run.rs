@@ -38,14 +38,20 @@ pub(super) async fn run(global: &Global, args: &RunArgs) -> Result<Outcome, Fail
     let run_id = owner.run_id.clone();
     let parts = compose::parts(checked, &identity, owner, Box::new(log), Box::new(display))?;
     let mut runner = Runner::new(parts);
-    let summary = match &trigger {
-        Schedule::Trigger(trigger) => runner.run(trigger, stop).await?,
-        Schedule::Cron(cron) => at_ticks(&mut runner, cron, spec.timezone, stop).await?,
+    let ended = match &trigger {
+        Schedule::Trigger(trigger) => runner.run(trigger, stop).await,
+        Schedule::Cron(cron) => at_ticks(&mut runner, cron, spec.timezone, stop).await,
     };
-    if summary.batch_count == 0 {
+    let is_left_open = match &ended {
         // Closing a Kafka client takes longer than an idle run. Nothing is under way: the end of the process closes it.
+        Ok(summary) => summary.batch_count == 0,
+        // It waits for answers before it closes, and a broker that is away gives none; the next run is due long before.
+        Err(error) => error.kind() == ErrorKind::Unavailable,
+    };
+    if is_left_open {
         std::mem::forget(runner);
     }
+    let summary = ended?;
     Ok(outcome(&spec, &run_id, &summary, args.no_data_exit_code, started.elapsed().as_millis() as u64))
 }
 

@@ -203,7 +203,7 @@ impl Checker<'_> {
         match Cron::parse(text) {
             Ok(cron) => Schedule::Cron(cron),
             Err(refusal) => {
-                self.refuse(&path, refusal.message, "", Some(refusal.help));
+                self.refuse_as(Code::WrongValue, &path, refusal.message, "", Some(refusal.help));
                 // The caret goes under the field, where the value stands in the file as it was read.
                 let written = self.document.node(&path).and_then(Node::text);
                 if let Some(span) = self.problems.last_mut().and_then(|problem| problem.span.as_mut())
