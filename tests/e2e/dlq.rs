@@ -583,7 +583,7 @@ fn a_letter_of_a_backfill_is_never_replayed_and_its_way_out_is_another_backfill(
     let file = |most: u32| {
         let text = format!(
             "version: 1\nname: orders\nlake: ./lake\ncheckpoints: ./checkpoints\nsource:\n  \
-             files: {{path: landing, pattern: \"*.ndjson\"}}\n  format: json\n  tombstones: row\n  schema: {{id: string, \
+             files: {{path: landing, pattern: \"*.ndjson\"}}\n  format: json\n  schema: {{id: string, \
              amount: long, at: timestamp}}\n  event_time: at\ntables:\n  bronze.orders: {{from: source, write: append}}\n  \
              silver.log:\n    from: bronze.orders\n    sql: SELECT id, amount, at FROM batch\n    expect: {{small: {{check: \
              amount < {most}, else: quarantine}}}}\n    write: append\ndead_letters: {{table: dlq.orders}}\n"
