@@ -175,6 +175,7 @@ pub fn decide(request: &Request, head: &IntervalHead, applied: Option<BatchId>, 
         let wanted = |name: &&String| request.tables.contains(name) || pending.tables.contains(name);
         let mut unfinished = pending.unfinished.clone();
         unfinished.push(pending.run);
+        unfinished.extend(pending.run + 1..run);
         return Decision::Begin {
             run,
             since: None,
@@ -183,8 +184,11 @@ pub fn decide(request: &Request, head: &IntervalHead, applied: Option<BatchId>, 
         };
     }
     let tables = request.tables.clone();
-    let begin = |since| Decision::Begin { run, since, tables, unfinished: Vec::new() };
-    let Some(record) = head.record.as_ref().filter(|record| is_up_to_date(record, request)) else {
+    // Runs that only the tables know: their log is lost, and how far they came with it.
+    let lost: Vec<BatchId> = (head.record.as_ref().map_or(0, |record| record.run + 1)..run).collect();
+    let is_whole = lost.is_empty();
+    let begin = |since| Decision::Begin { run, since, tables, unfinished: lost };
+    let Some(record) = head.record.as_ref().filter(|record| is_whole && is_up_to_date(record, request)) else {
         return begin(None);
     };
     match request.mode {
@@ -321,6 +325,17 @@ mod tests {
 
     fn begin(run: BatchId, since: Option<BatchId>, tables: &[&str], unfinished: &[BatchId]) -> Decision {
         Decision::Begin { run, since, tables: names(tables), unfinished: unfinished.to_vec() }
+    }
+
+    #[test]
+    fn runs_that_only_the_tables_know_are_followed_up() {
+        let all = request(Mode::Full, true, &["silver", "gold"]);
+        let order = order();
+        assert_eq!(decide(&all, &head(None, None), None, &order), begin(0, None, &["silver", "gold"], &[]));
+        assert_eq!(decide(&all, &head(None, None), Some(2), &order), begin(3, None, &["silver", "gold"], &[0, 1, 2]));
+        let done = || head(Some(plan(1, &["silver", "gold"], "new")), Some(record(1, &["silver", "gold"], "new", 9)));
+        assert_eq!(decide(&all, &done(), Some(1), &order), Decision::Skip);
+        assert_eq!(decide(&all, &done(), Some(3), &order), begin(4, None, &["silver", "gold"], &[2, 3]));
     }
 
     #[test]

@@ -172,6 +172,8 @@ pub enum Change {
     Missing {
         /// The column.
         column: String,
+        /// Stored rows with this value in this column do not count; both are text.
+        except: (String, String),
         /// The rows.
         rows: Vec<RecordBatch>,
     },

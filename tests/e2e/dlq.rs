@@ -575,12 +575,24 @@ async fn the_record_of_a_letter_comes_back_from_its_table_as_the_source_delivere
     assert_eq!((back[0].slice(0, 1), back[0].slice(1, 1)), (records[0].slice(0, 1), records[0].slice(2, 1)));
 }
 
-/// A backfill works from bronze, which has no original bytes: taken for a record without a value, such a letter could even
-/// delete rows.
-#[test]
-fn a_letter_of_a_backfill_is_never_replayed_and_its_way_out_is_another_backfill() {
-    let sandbox = Sandbox::new("dlq-backfill");
-    let file = |most: u32| {
+/// Two sales of a day, and one append table with a rule that is changed: one of the two may be set aside.
+struct Sales {
+    sandbox: Sandbox,
+}
+
+impl Sales {
+    fn new(test: &str, most: u32) -> Sales {
+        let sales = Sales { sandbox: Sandbox::new(test) };
+        let record = |(id, amount)| json!({"id": id, "amount": amount, "at": "2026-03-17T12:00:00Z"}).to_string();
+        let lines: String = [("a", 5), ("b", 50)].map(record).map(|line| line + "\n").concat();
+        sales.sandbox.write("landing/1.ndjson", &lines);
+        sales.rule(most);
+        sales.sandbox.drain(FILE).success();
+        sales
+    }
+
+    /// Amounts are below this.
+    fn rule(&self, most: u32) {
         let text = format!(
             "version: 1\nname: orders\nlake: ./lake\ncheckpoints: ./checkpoints\nsource:\n  \
              files: {{path: landing, pattern: \"*.ndjson\"}}\n  format: json\n  schema: {{id: string, \
@@ -588,33 +600,69 @@ fn a_letter_of_a_backfill_is_never_replayed_and_its_way_out_is_another_backfill(
              silver.log:\n    from: bronze.orders\n    sql: SELECT id, amount, at FROM batch\n    expect: {{small: {{check: \
              amount < {most}, else: quarantine}}}}\n    write: append\ndead_letters: {{table: dlq.orders}}\n"
         );
-        sandbox.write(FILE, &text);
-    };
-    let records = [("a", 5), ("b", 50)];
-    let record =
-        |(id, amount): &(&str, i64)| json!({"id": id, "amount": amount, "at": "2026-03-17T12:00:00Z"}).to_string();
-    file(100);
-    sandbox.write("landing/1.ndjson", &(records.iter().map(record).collect::<Vec<_>>().join("\n") + "\n"));
-    sandbox.drain(FILE).success();
-    let log = || lake::lines(&sandbox.path().join("lake/silver/log"), "SELECT id, amount FROM t ORDER BY id");
-    let day = || sandbox.tidegate(&["backfill", FILE, "--date", "2026-03-17"]).run().success();
-    let both = log();
-    assert_eq!(both.len(), 2);
+        self.sandbox.write(FILE, &text);
+    }
 
-    file(10);
-    day();
-    assert_eq!(log(), both[..1], "the rule is stricter now");
-    let replay = |arguments: &[&str]| {
+    fn derive(&self) {
+        self.sandbox.tidegate(&["backfill", FILE, "--date", "2026-03-17"]).run().success();
+    }
+
+    fn replay(&self, arguments: &[&str]) -> Outcome {
         let all: Vec<&str> = ["dlq", "replay", FILE].into_iter().chain(arguments.iter().copied()).collect();
-        sandbox.tidegate(&all).run()
-    };
-    file(100);
-    let account = replay(&[]).success();
+        self.sandbox.tidegate(&all).run()
+    }
+
+    fn log(&self) -> Vec<String> {
+        lake::lines(&self.sandbox.path().join("lake/silver/log"), "SELECT id FROM t ORDER BY id")
+    }
+
+    fn open_letters(&self) -> usize {
+        let table = self.sandbox.path().join("lake/dlq/orders");
+        lake::lines(&table, "SELECT dlq_id FROM t WHERE coalesce(status, 'open') = 'open'").len()
+    }
+}
+
+/// A backfill works from bronze, which has no original bytes: taken for a record without a value, such a letter could even
+/// delete rows.
+#[test]
+fn a_letter_of_a_backfill_is_never_replayed_and_its_way_out_is_another_backfill() {
+    let sales = Sales::new("dlq-backfill", 100);
+    let both = sales.log();
+    sales.rule(10);
+    sales.derive();
+    assert_eq!((sales.log(), sales.open_letters()), (both[..1].to_vec(), 1), "the rule is stricter now");
+    sales.rule(100);
+    let account = sales.replay(&[]).success();
     assert!(account.stdout.contains("tidegate backfill FILE --date"), "{}", account.report());
-    replay(&["--yes"]);
-    assert_eq!(log(), both[..1], "nothing may come of it");
-    day();
-    assert_eq!(log(), both);
+    sales.replay(&["--yes"]);
+    assert_eq!(sales.log(), both[..1], "nothing may come of it");
+    sales.derive();
+    assert_eq!((both.len(), sales.log()), (2, both));
+}
+
+#[test]
+fn a_record_that_a_backfill_has_brought_is_not_replayed_into_an_append_table() {
+    let sales = Sales::new("dlq-derived", 10);
+    sales.rule(100);
+    sales.derive();
+    let both = sales.log();
+    assert_eq!((both.len(), sales.open_letters()), (2, 1));
+    let account = sales.replay(&["--yes"]);
+    assert!(account.stdout.contains("its record may be in the table"), "{}", account.report());
+    assert_eq!(sales.log(), both);
+}
+
+#[test]
+fn a_replayed_record_that_a_backfill_sets_aside_has_an_open_letter_again() {
+    let sales = Sales::new("dlq-again", 10);
+    sales.rule(100);
+    sales.replay(&["--yes"]).success();
+    assert_eq!((sales.log().len(), sales.open_letters()), (2, 0));
+    sales.rule(10);
+    for round in ["first", "second"] {
+        sales.derive();
+        assert_eq!((sales.log().len(), sales.open_letters()), (1, 1), "{round}");
+    }
 }
 
 #[test]

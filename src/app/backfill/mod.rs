@@ -112,7 +112,7 @@ pub(super) async fn backfill(global: &Global, args: &BackfillArgs) -> Result<Out
     Ok(report::outcome(&shop.spec, &shop.owner, &request, &done, args.no_data_exit_code, milliseconds))
 }
 
-fn log_folder(spec: &PipelineSpec) -> Result<storage::Storage> {
+pub(super) fn log_folder(spec: &PipelineSpec) -> Result<storage::Storage> {
     storage::open(&format!("{}/{}", spec.checkpoints.trim_end_matches('/'), spec.name))
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
 use super::super::output::{aligned, counted, file_argument, grouped, quoted};
@@ -9,17 +10,18 @@ use super::super::{Failure, Outcome, compose};
 use super::select::Selection;
 use super::{open, ran_before, short, table_name, without_values};
 use crate::checkpoint::CheckpointLog;
+use crate::checkpoint::backfills::Backfills;
 use crate::cli::{DlqDiscardArgs, DlqReplayArgs, Global, LetterArgs, PipelineArgs};
-use crate::config::spec::PipelineSpec;
+use crate::config::spec::{From, PipelineSpec, TableSpec, WriteSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::batch::{BatchId, CommitRecord, Receipt};
-use crate::model::letter::{Action, Letters, Status};
+use crate::model::letter::{Action, BACKFILLED, Letters, Status};
 use crate::runner::Runner;
 use crate::runner::event::Event;
 use crate::runner::letters::trial::Verdict;
 use crate::runner::letters::{Ids, Outlook, most_letters};
-use crate::transform::Coordinates;
 use crate::transform::letter::Letter;
+use crate::transform::{Coordinates, Stage};
 
 pub(super) async fn replay(global: &Global, args: &DlqReplayArgs) -> Result<Outcome, Failure> {
     let what = What { pipeline: &args.pipeline, letters: &args.letters, yes: args.yes, reason: None, is_replay: true };
@@ -60,6 +62,7 @@ async fn settle(global: &Global, what: &What<'_>) -> Result<Outcome, Failure> {
         return Ok(nothing(&spec, what));
     }
     let next = log.head().await?.plan.map_or(0, |plan| plan.batch + 1);
+    let derived = if what.is_replay { last_backfill(&spec, &identity.pipeline_id).await? } else { Derived::Never };
     let parts = compose::parts(checked, &identity, owner, Box::new(log), Box::new(|_: &Event| {}))?;
     let mut runner = Runner::new(parts);
     if what.yes {
@@ -69,6 +72,9 @@ async fn settle(global: &Global, what: &What<'_>) -> Result<Outcome, Failure> {
         runner.observe().await?;
     }
     let mut account = Account { chosen: letters.len() as u64, ..Account::default() };
+    let (letters, held): (Vec<Letter>, Vec<Letter>) =
+        letters.into_iter().partition(|letter| !derived.since(letter.failed_at) || !may_be_there(&spec, letter));
+    held.into_iter().for_each(|letter| account.hold(letter));
     for ids in chunks(&letters) {
         let ids = match what.is_replay {
             true => account.add(runner.try_letters(&ids, next).await?),
@@ -86,6 +92,47 @@ async fn settle(global: &Global, what: &What<'_>) -> Result<Outcome, Failure> {
         }
     }
     Ok(outcome(global, &spec, what, &selection, &account))
+}
+
+/// When days were last derived again from bronze.
+#[derive(Clone, Copy)]
+enum Derived {
+    Never,
+    Until(DateTime<Utc>),
+    /// A backfill was begun and is not finished.
+    Now,
+}
+
+impl Derived {
+    fn since(self, moment: DateTime<Utc>) -> bool {
+        match self {
+            Derived::Never => false,
+            Derived::Until(last) => last >= moment,
+            Derived::Now => true,
+        }
+    }
+}
+
+async fn last_backfill(spec: &PipelineSpec, pipeline_id: &str) -> Result<Derived> {
+    let heads = Backfills::new(&super::super::backfill::log_folder(spec)?, pipeline_id)?.ledger().await?;
+    if heads.iter().any(|head| head.pending().is_some()) {
+        return Ok(Derived::Now);
+    }
+    let last = heads.iter().filter_map(|head| head.record.as_ref()).map(|record| record.committed_at).max();
+    Ok(last.map_or(Derived::Never, Derived::Until))
+}
+
+/// Whether a backfill may have brought the record of a letter into a table that would hold it twice then. Records that
+/// could not be decoded never reached bronze, where a backfill reads.
+fn may_be_there(spec: &PipelineSpec, letter: &Letter) -> bool {
+    let mut reached = vec![letter.table.as_str()];
+    for table in &spec.tables {
+        if matches!(&table.from, From::Table(upstream) if reached.contains(&upstream.as_str())) {
+            reached.push(&table.name);
+        }
+    }
+    let is_appended = |table: &TableSpec| table.write == WriteSpec::Append && reached.contains(&table.name.as_str());
+    letter.batch != BACKFILLED && letter.stage != Stage::Decode.as_str() && spec.tables.iter().any(is_appended)
 }
 
 /// Letters that were replayed are in the tables: once is enough.
@@ -186,6 +233,13 @@ impl Account {
             *self.further.entry(further).or_default() += 1;
         }
         due
+    }
+
+    /// Counts a letter whose record may be in its table by now.
+    fn hold(&mut self, letter: Letter) {
+        let why = "days were derived again since, and its record may be in the table: look, then `tidegate dlq discard` it, \
+                   or read it again with `tidegate offsets rewind`";
+        self.cannot.entry((letter.table, why.to_string())).or_insert((0, letter.id)).0 += 1;
     }
 
     fn receive(&mut self, record: &CommitRecord) {

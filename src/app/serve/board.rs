@@ -56,7 +56,7 @@ impl Board {
         self.seats().pipelines.values().cloned().collect()
     }
 
-    /// Files that cannot be used and of which nothing runs.
+    /// Files that cannot be used as they are now.
     pub fn broken_files(&self) -> Vec<String> {
         self.seats().broken.keys().cloned().collect()
     }
@@ -69,11 +69,9 @@ impl Board {
         seats.pipelines.entry(key.to_string()).or_insert_with(new).name = name.to_string();
     }
 
-    /// A file cannot be used.
-    pub fn broken(&self, key: &str, why: Value, runs: bool) {
-        if !runs {
-            self.seats().broken.insert(key.to_string(), why);
-        }
+    /// A file cannot be used as it is now, though an older version of it may go on: a restart would find this one.
+    pub fn broken(&self, key: &str, why: Value) {
+        self.seats().broken.insert(key.to_string(), why);
     }
 
     /// All files were read again: these are there.

@@ -127,7 +127,7 @@ fn metrics(board: &Board) -> String {
     families
         .gauge("up", "1 unless the last run failed.", |_, stats| Some(f64::from(u8::from(stats.last_error.is_none()))));
     let broken = board.broken_files().len();
-    families.head("broken_files", "gauge", "Pipeline files that cannot be used and of which nothing runs.");
+    families.head("broken_files", "gauge", "Pipeline files that cannot be used as they are now.");
     let _ = writeln!(families.text, "tidegate_broken_files {broken}");
     families.head("build_info", "gauge", "The version that runs.");
     let version = env!("CARGO_PKG_VERSION");

@@ -220,7 +220,9 @@ impl Server {
             Ok(WasRead::All(Ok(files))) => Some(self.enter(files)),
             Ok(WasRead::All(Err(error))) => {
                 let next = "the files were not taken; everything goes on as before";
-                self.speaker.tell("serve", &error.into(), next);
+                let failure = Failure::from(error);
+                self.speaker.tell("serve", &failure, next);
+                self.board.broken("the files together", json_of(&failure));
                 None
             }
             Ok(WasRead::One(key, Err(failure))) => {
@@ -380,7 +382,7 @@ impl Server {
         let runs = self.supervisor.pipelines().contains_key(key);
         let next = if runs { "its old version goes on" } else { "it does not run until the file is mended" };
         self.speaker.tell(key, failure, next);
-        self.board.broken(key, json_of(failure), runs);
+        self.board.broken(key, json_of(failure));
     }
 }
 

@@ -16,6 +16,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::fail;
 use crate::model::backfill::{BackfillPlan, BackfillRecord};
 use crate::model::batch::Receipt;
+use crate::model::letter::Status;
 use crate::runner::shaping::{dead_letters_come_first, deferred};
 use crate::table::{Change, Pin, Txn};
 use crate::transform::{Inputs, dead_letter};
@@ -84,10 +85,7 @@ impl Backfill {
             tracing::debug!(table = table.name, attempt, "somebody else was first; the rows are derived again");
             tokio::time::sleep(PAUSE * attempt.min(20)).await;
         }
-        let text = format!("table {} is changed by others faster than an interval can be derived again", table.name);
-        Err(Error::new(ErrorKind::Busy, text)
-            .with("tries", TRIES)
-            .help("the interval is not done; the same command finishes it when the other writer is less busy"))
+        Err(busy(&table.name))
     }
 
     /// The table and its last live batch, as they are now.
@@ -206,11 +204,31 @@ impl Backfill {
         together(&found)
     }
 
-    /// Adds the dead letters of the interval that are not there yet. Those of later live batches are the live run's.
+    /// Adds the dead letters of the interval that are not there yet. Those of later live batches are the live run's: where
+    /// it has moved meanwhile, they are derived again.
     async fn set_aside(&mut self, plan: &BackfillPlan, record: &mut BackfillRecord) -> Result<()> {
+        let Some(dead_letters) = self.parts.spec.dead_letters.as_ref().map(|dead| dead.table.clone()) else {
+            return Ok(());
+        };
+        for attempt in 1..=TRIES {
+            if self.add_letters(&dead_letters, plan, record).await? {
+                return Ok(());
+            }
+            tracing::debug!(table = dead_letters, attempt, "somebody else was first; the letters are derived again");
+            tokio::time::sleep(PAUSE * attempt.min(20)).await;
+        }
+        Err(busy(&dead_letters))
+    }
+
+    /// False = somebody else was first, and nothing was written.
+    async fn add_letters(
+        &mut self,
+        dead_letters: &str,
+        plan: &BackfillPlan,
+        record: &mut BackfillRecord,
+    ) -> Result<bool> {
         let spec = self.parts.spec.clone();
-        let Some(dead_letters) = spec.dead_letters.as_ref().map(|dead| dead.table.clone()) else { return Ok(()) };
-        let pin = self.pin(&dead_letters).await?;
+        let pin = self.pin(dead_letters).await?;
         let window = Window { since: plan.since, upto: self.cap(pin.applied).await? };
         let (mut dead, mut records) = (Vec::new(), BTreeMap::new());
         for name in &plan.tables {
@@ -226,20 +244,26 @@ impl Backfill {
         record.dead_letters = dead.len() as u64;
         self.check_budget(record)?;
         if dead.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let records: Vec<RecordBatch> = records.into_values().flatten().collect();
         let rows = dead_letter::rows(&dead, &records, &self.context(plan))?;
-        let change = Change::Missing { column: DEAD_ID.to_string(), rows: vec![rows] };
-        let txn = self.txn(&dead_letters, plan);
-        let turn = self.parts.turns.table(&dead_letters);
+        // A letter that was replayed said that its record is in the tables; set aside again, it needs one that is open.
+        let except = ("status".to_string(), Status::Replayed.as_str().to_string());
+        let change = Change::Missing { column: DEAD_ID.to_string(), except, rows: vec![rows] };
+        let txn = self.txn(dead_letters, plan);
+        let turn = self.parts.turns.table(dead_letters);
         let _turn = turn.lock().await;
         fail::hit(fail::APPLY)?;
-        let receipt = self.table(&dead_letters)?.apply(change, &txn).await;
-        let receipt = receipt.map_err(|error| error.with("table", &dead_letters))?;
+        let now = self.pin(dead_letters).await?;
+        if now.applied != pin.applied {
+            return Ok(false);
+        }
+        let applied = self.table(dead_letters)?.apply_at(change, &txn, &now).await;
+        let Some(receipt) = applied.map_err(|error| error.with("table", dead_letters))? else { return Ok(false) };
         fail::hit(fail::APPLIED)?;
-        record.receipts.insert(dead_letters, receipt);
-        Ok(())
+        record.receipts.insert(dead_letters.to_string(), receipt);
+        Ok(true)
     }
 
     /// What took part in a table, and which rules its rows broke.
@@ -247,6 +271,13 @@ impl Backfill {
         self.caps.insert(table.to_string(), window.upto);
         self.broken.extend(broken.iter().map(|(rule, count)| (format!("{table}.{rule}"), *count)));
     }
+}
+
+fn busy(table: &str) -> Error {
+    let text = format!("table {table} is changed by others faster than an interval can be derived again");
+    Error::new(ErrorKind::Busy, text)
+        .with("tries", TRIES)
+        .help("the interval is not done; the same command finishes it when the other writer is less busy")
 }
 
 fn untouched(pin: &Pin) -> Receipt {

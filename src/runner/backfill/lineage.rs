@@ -96,6 +96,15 @@ pub fn choose(spec: &PipelineSpec, transform: &dyn Transform, names: &[String]) 
         ));
     }
     let chosen_names: BTreeSet<&str> = chosen.iter().map(|table| table.name.as_str()).collect();
+    // Groups that a row leaves are found where it was changed: later, nobody could tell them.
+    for table in spec.tables.iter().filter(|table| !chosen_names.contains(table.name.as_str())) {
+        let (WriteSpec::Refresh { .. }, From::Table(upstream)) = (&table.write, &table.from) else { continue };
+        if chosen_names.contains(upstream.as_str()) {
+            let text = format!("--tables: {} follows the rows of {upstream}: both or neither", table.name);
+            let all = join(&chosen_names.iter().copied().chain([table.name.as_str()]).collect());
+            return Err(usage(text).help(format!("write --tables {}", all.replace(", ", ","))));
+        }
+    }
     let mut problems = Vec::new();
     for table in &chosen {
         if let Err(why) = lineage(spec, transform, table) {

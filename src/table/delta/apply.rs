@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array as _, AsArray as _, BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::SchemaRef;
 use deltalake::kernel::{Action, Add};
@@ -286,8 +286,8 @@ impl DeltaLakeTable {
                 let operation = merge(std::slice::from_ref(&span.column));
                 Ok(Prepared { removes, adds, receipt, operation })
             }
-            (WriteMode::Append, Change::Missing { column, rows }) => {
-                let rows = self.missing(column, rows, schema).await?;
+            (WriteMode::Append, Change::Missing { column, except, rows }) => {
+                let rows = self.missing(column, except, rows, schema).await?;
                 let inserted = count(&rows);
                 let adds = if inserted == 0 { Vec::new() } else { self.writer(schema, &[])?.write(&rows).await? };
                 see(touched, &rows)?;
@@ -325,16 +325,29 @@ impl DeltaLakeTable {
     }
 
     /// Those of `rows` whose value of `column` no stored row has.
-    async fn missing(&self, column: &String, rows: &[RecordBatch], schema: &SchemaRef) -> Result<Vec<RecordBatch>> {
+    async fn missing(
+        &self,
+        column: &String,
+        (state, passed_over): &(String, String),
+        rows: &[RecordBatch],
+        schema: &SchemaRef,
+    ) -> Result<Vec<RecordBatch>> {
         let rows = self.conform_all(rows, schema)?;
         let mut wanted = Distinct::new(schema, std::slice::from_ref(column))?;
         rows.iter().try_for_each(|batch| wanted.add(batch))?;
         if rows.is_empty() {
             return Ok(rows);
         }
-        let stored = self.rows_of(&self.handle, std::slice::from_ref(column), Some(&wanted.rows()?)).await?;
+        let columns = [column.clone(), state.clone()];
+        let stored = self.rows_of(&self.handle, &columns, Some(&wanted.rows()?)).await?;
         let mut known = Distinct::new(schema, std::slice::from_ref(column))?;
-        stored.iter().try_for_each(|batch| known.add(batch))?;
+        for batch in &stored {
+            let states = batch.column(1).as_string_opt::<i32>();
+            let counts = |row| !states.is_some_and(|states| states.is_valid(row) && states.value(row) == passed_over);
+            let counts: BooleanArray = (0..batch.num_rows()).map(|row| Some(counts(row))).collect();
+            let batch = filter_record_batch(batch, &counts).context(ErrorKind::Failed, "rows could not be filtered")?;
+            known.add(&batch)?;
+        }
         let known = Semi::new(&known.rows()?, schema)?;
         let is_new = |batch: &RecordBatch| {
             let stored = known.mask(batch)?;

@@ -85,11 +85,16 @@ async fn rows_are_added_where_their_id_is_missing() {
     let mut table = lake.open(definition(WriteMode::Append));
     table.apply(Change::Rows(vec![batch(&[row("a", 1, 1, 1), row("b", 2, 2, 2)])]), &txn(0)).await.unwrap();
     let rows = || vec![batch(&[row("b", 3, 3, 3), row("c", 4, 4, 4)])];
-    let change = || Change::Missing { column: "order_id".into(), rows: rows() };
+    let unless = |city: &str| {
+        let except = ("city".to_owned(), city.to_owned());
+        Change::Missing { column: "order_id".into(), except, rows: rows() }
+    };
+    let change = || unless("nowhere");
     let receipt = table.apply(change(), &beside(0)).await.unwrap();
     assert_eq!(receipt.inserted, 1);
     assert_eq!(table.apply(change(), &beside(1)).await.unwrap().inserted, 0);
     assert_eq!(amounts(&lake).await, [1, 2, 4]);
+    assert_eq!(table.apply(unless("oslo"), &beside(2)).await.unwrap().inserted, 2, "rows of oslo do not count");
 }
 
 #[tokio::test(flavor = "multi_thread")]
