@@ -24,7 +24,7 @@ fi
 work=$(mktemp -d -t tidegate-airflow-XXXXXX)
 trap 'rm -rf "$work"' EXIT
 export AIRFLOW_HOME=$work/airflow AIRFLOW__CORE__LOAD_EXAMPLES=False AIRFLOW__CORE__DAGS_FOLDER=$work/dags
-export AIRFLOW__LOGGING__LOGGING_LEVEL=INFO ROWS=5000
+export AIRFLOW__LOGGING__LOGGING_LEVEL=INFO ROWS=80000
 "$TIDEGATE" init "$work/shop" --name shop --with airflow --quiet
 project=$work/shop
 pipeline=$project/pipelines/shop.yaml
@@ -65,7 +65,7 @@ cp "$here/../../pipelines/orders-kafka.yaml" "$work/shop/pipelines/shop.yaml"
 LAKE=$work/other/lake CHECKPOINTS=$work/other/checkpoints KAFKA_BROKERS=127.0.0.1:1 \
   try "a broker that is away" "up_for_retry failed" shop
 cp "$work/good.yaml" "$pipeline"
-for day in 2026-03-02 2026-03-03 2026-03-04; do
+for day in 2026-03-01 2026-03-02 2026-03-03; do
   try "day $day again" "success" shop_day "$day"
 done
 
