@@ -369,10 +369,10 @@ mod tests {
     #[test]
     fn a_table_that_is_ahead_of_a_lost_log_is_never_taken_for_done() {
         let lost = decide(&request(Mode::Full, true, &["silver"]), &IntervalHead::default(), Some(5), &order());
-        assert_eq!(lost, begin(6, None, &["silver"], &[]));
+        assert_eq!(lost, begin(6, None, &["silver"], &[0, 1, 2, 3, 4, 5]));
         let old = head(Some(plan(3, &["silver"], "new")), None);
         let old = decide(&request(Mode::Full, true, &["silver"]), &old, Some(5), &order());
-        assert_eq!(old, begin(6, None, &["silver"], &[3]));
+        assert_eq!(old, begin(6, None, &["silver"], &[3, 4, 5]));
     }
 
     #[test]
