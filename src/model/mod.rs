@@ -16,3 +16,4 @@ pub mod relocate;
 pub mod supervise;
 pub mod trigger;
 pub mod verify;
+pub mod window;

@@ -20,6 +20,7 @@ pub mod problems;
 pub mod rewrite;
 pub mod row_json;
 mod run;
+pub mod stateful;
 pub mod types;
 
 use std::collections::{BTreeMap, HashMap};
@@ -74,7 +75,7 @@ pub enum Stage {
     Expect,
     /// A null key in an upsert.
     Key,
-    /// Too late for its window.
+    /// Its time: too late for its windows, none, or too far ahead.
     Late,
 }
 
