@@ -315,7 +315,7 @@ fn account(spec: &PipelineSpec, source: &str, moved: &OffsetRanges, effects: &BT
                 table.name,
                 by.join(", ")
             )),
-            WriteSpec::Append => {}
+            WriteSpec::Append | WriteSpec::Windows { .. } => {}
         }
     }
     text

@@ -62,7 +62,7 @@ pub struct BatchPlan {
     /// offsets.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub incarnations: BTreeMap<String, Incarnations>,
-    /// Event-time watermark in force for this batch, by source name; absent = none yet.
+    /// Event-time watermark in force for this batch, by table; absent = none yet.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub watermarks: BTreeMap<String, DateTime<Utc>>,
     /// Delta versions of lookups, by lookup name.
@@ -206,6 +206,12 @@ pub struct Receipt {
     /// What others changed in the table between the batch before and this one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub foreign: Vec<ForeignWrite>,
+    /// The file that holds what the table remembers after the batch, where it remembers something.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    /// Entries and bytes of memory that it remembers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_size: Option<(u64, u64)>,
     /// Data files added.
     #[serde(default)]
     pub files_added: u64,
@@ -231,7 +237,7 @@ pub struct CommitRecord {
     /// What the batch went without, by source name: what its plan says, and what was lost between the plan and its end.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub lost: BTreeMap<String, Vec<Lost>>,
-    /// Watermark for the next batch, by source name.
+    /// Watermark after the batch, by table.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub next_watermarks: BTreeMap<String, DateTime<Utc>>,
     /// What each table did, dead letters included.

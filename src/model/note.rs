@@ -55,6 +55,9 @@ pub struct Note {
     /// a tidegate wrote this that did not note it yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<i64>,
+    /// The file that holds what the table remembers after the batch, where it remembers something.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
     /// Every table that the batch is applied to, dead letters included.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tables: Vec<String>,
@@ -91,6 +94,7 @@ impl Note {
             recipe: plan.recipe.clone(),
             meaning: plan.meaning.get(table).map(|meaning| digest(meaning)),
             memory: None,
+            state: None,
             tables,
         };
         serde_json::to_string(&Wrapped { tidegate: note })
@@ -105,6 +109,12 @@ impl Note {
     /// What is not a note stays as it is.
     pub fn with_memory(text: &str, memory: i64) -> String {
         let with = |note| Wrapped { tidegate: Note { memory: Some(memory), ..note } };
+        Note::read(text).and_then(|note| serde_json::to_string(&with(note)).ok()).unwrap_or_else(|| text.to_string())
+    }
+
+    /// The same note, which also names the table's state.
+    pub fn with_state(text: &str, state: &str) -> String {
+        let with = |note| Wrapped { tidegate: Note { state: Some(state.to_string()), ..note } };
         Note::read(text).and_then(|note| serde_json::to_string(&with(note)).ok()).unwrap_or_else(|| text.to_string())
     }
 

@@ -7,6 +7,8 @@
 //! The watermark is a promise about the past: no more rows at or before it are expected. A window is closed once
 //! `end <= watermark`; a row is late once every window that it belongs to is closed.
 
+use std::fmt;
+
 /// Microseconds since the epoch, or a length in microseconds.
 pub type Micros = i64;
 
@@ -48,6 +50,33 @@ pub enum CalendarUnit {
     Week,
     /// From the first to the first.
     Month,
+}
+
+/// A length of time as it is written in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Length(pub Micros);
+
+impl fmt::Display for Length {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [(Micros, &str); 5] =
+            [(86_400_000_000, "d"), (3_600_000_000, "h"), (60_000_000, "m"), (1_000_000, "s"), (1_000, "ms")];
+        let fits = UNITS.iter().find(|(unit, _)| self.0 % unit == 0 && self.0 != 0);
+        match fits {
+            Some((unit, name)) => write!(f, "{}{name}", self.0 / unit),
+            None => write!(f, "{}us", self.0),
+        }
+    }
+}
+
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Window::Tumbling { size } => write!(f, "tumbling {}", Length(*size)),
+            Window::Sliding { size, every } => write!(f, "sliding {} every {}", Length(*size), Length(*every)),
+            Window::Session { gap } => write!(f, "session {}", Length(*gap)),
+            Window::Calendar { unit, timezone } => write!(f, "calendar {unit:?} in {timezone}"),
+        }
+    }
 }
 
 /// What time it is for one batch of a table that keeps state. All of it follows from the plan and the rows, never from a

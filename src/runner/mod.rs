@@ -21,7 +21,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::checkpoint::CheckpointLog;
-use crate::config::spec::{From, PipelineSpec, TableSpec, WriteSpec};
+use crate::config::spec::{From, KeepsSpec, OperatorSpec, PipelineSpec, TableSpec, WriteSpec};
 use crate::error::{Certainty, Code, Error, ErrorKind, Result};
 use crate::fail;
 use crate::model::batch::{BatchId, CommitRecord, FORMAT_VERSION, ForeignWrite, Owner, Start};
@@ -29,6 +29,7 @@ use crate::model::note::Note;
 use crate::model::offset::{Incarnations, Offsets};
 use crate::model::recover::{self, Decision, Facts, TableFact};
 use crate::model::trigger::{Trigger, next_tick};
+use crate::model::window::{Emit, Length};
 use crate::source::Source;
 use crate::table::{Lookup, Table};
 use crate::transform::Transform;
@@ -420,10 +421,51 @@ pub fn meaning(spec: &PipelineSpec) -> BTreeMap<String, String> {
                 let sql: Vec<&str> = table.sql.iter().flat_map(|sql| sql.split_whitespace()).collect();
                 format!("refresh by={} sql={}", by.join(","), sql.join(" "))
             }
+            WriteSpec::Windows { .. } => "windows".to_string(),
         };
-        (table.name.clone(), format!("from {from}: {write}"))
+        let keeps = table.keeps.as_ref().map(|keeps| format!(" {}", remembered(table, keeps))).unwrap_or_default();
+        (table.name.clone(), format!("from {from}: {write}{keeps}"))
     };
     spec.tables.iter().map(describe).collect()
+}
+
+/// What gives the entries of a table's state their meaning. What is late may change at any time: it judges rows to come.
+pub fn remembered(table: &TableSpec, keeps: &KeepsSpec) -> String {
+    let one_line = |sql: &str| sql.split_whitespace().collect::<Vec<_>>().join(" ");
+    let time = keeps.watermark.columns.join(",");
+    match &keeps.operator {
+        OperatorSpec::Aggregate(aggregate) => {
+            let measures: Vec<String> =
+                aggregate.measures.iter().map(|(name, sql)| format!("{name}={}", one_line(sql))).collect();
+            let window = match aggregate.window {
+                None => "none".to_string(),
+                Some(window) => format!("{window} of {time}"),
+            };
+            let sql = table.sql.as_deref().map(|sql| format!(" sql={}", one_line(sql))).unwrap_or_default();
+            let emit = match aggregate.emit {
+                Emit::Update => "update",
+                Emit::Final => "final",
+                Emit::Complete => "complete",
+            };
+            format!(
+                "aggregate window={window} by={} measures={} emit={emit}{sql}",
+                aggregate.by.join(","),
+                measures.join("; ")
+            )
+        }
+        OperatorSpec::Dedupe(dedupe) => {
+            format!("dedupe key={} within={} of {time}", dedupe.key.join(","), Length(dedupe.within))
+        }
+        OperatorSpec::Join(join) => {
+            let right = match &join.right {
+                From::Source(name) => format!("source {name}"),
+                From::Table(name) => name.clone(),
+            };
+            let kind = if join.outer { "left" } else { "inner" };
+            let on = join.on.join(",");
+            format!("join {kind} right={right} on={on} within={} of {time}", Length(join.within))
+        }
+    }
 }
 
 /// Hash of everything that turns the rows of a batch into tables. Written out by hand: how the types print must not
@@ -446,6 +488,10 @@ pub fn recipe(spec: &PipelineSpec) -> String {
         add(&table.name);
         add(table.sql.as_deref().unwrap_or_default());
         add(&format!("{:?} {:?}", table.engine, table.write));
+        if let Some(keeps) = &table.keeps {
+            add(&remembered(table, keeps));
+            add(&format!("{:?} {} {}", keeps.watermark.late, keeps.watermark.delay, keeps.watermark.max_ahead));
+        }
         for rule in &table.expect {
             add(&format!("{} {:?}", rule.name, rule.action));
             add(&rule.check);

@@ -72,7 +72,7 @@ pub(super) fn dead_letters_come_first(spec: &PipelineSpec, transform: &dyn Trans
 fn may_set_aside(table: &TableSpec) -> bool {
     match table.write {
         // Its groups are computed again and again: nothing is ever set aside.
-        WriteSpec::Refresh { .. } => false,
+        WriteSpec::Refresh { .. } | WriteSpec::Windows { .. } => false,
         // A null key.
         WriteSpec::Upsert { .. } => true,
         // A rule, or a value that cannot name a folder.

@@ -467,6 +467,8 @@ impl TableCompiler<'_> {
                 wanted.extend(drop.iter().map(|name| (Field::Drop, name)));
             }
             WriteSpec::Refresh { by } => wanted.extend(by.iter().map(|name| (Field::By, name))),
+            // They are the operator's own.
+            WriteSpec::Windows { .. } => {}
         }
         wanted.extend(self.table.partition_by.iter().map(|name| (Field::PartitionBy, name)));
         let mut problems = Vec::new();

@@ -19,7 +19,7 @@ pub fn table_definitions(compiled: &CompiledPipeline, maker: &Maker) -> Vec<Tabl
                 order_by: order_by.clone(),
                 delete_flag: delete_when.as_ref().map(|_| DELETE_FLAG.to_string()),
             },
-            WriteSpec::Refresh { by } => WriteMode::Refresh { by: by.clone() },
+            WriteSpec::Refresh { by } | WriteSpec::Windows { by } => WriteMode::Refresh { by: by.clone() },
         };
         let mut watched: Vec<Vec<String>> = Vec::new();
         for downstream in &compiled.spec.tables {
