@@ -22,6 +22,7 @@ pub mod row_json;
 mod run;
 pub mod stateful;
 pub mod types;
+pub mod window;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

@@ -1,0 +1,4 @@
+//! Windows of event time: aggregates that are kept from batch to batch.
+
+pub mod function;
+pub mod measures;
