@@ -158,8 +158,7 @@ impl Window {
             Window::Sliding { size, every } if every > size => misfit(
                 "every",
                 "between two windows there is time that belongs to none: its rows would vanish",
-                "write an `every` that is not longer than `size`; without `every` each window starts where the one before ends"
-                    .into(),
+                "write an `every` that is not longer than the window; `tumbling` windows start where the one before ends".into(),
             ),
             Window::Sliding { size, every } if (size - 1) / every >= MOST_WINDOWS_A_ROW => misfit(
                 "every",

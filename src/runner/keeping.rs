@@ -9,16 +9,15 @@ use chrono::{DateTime, Utc};
 use super::shaping::{Rows, Shaping};
 use super::{Runner, remembered};
 use crate::arrow_bridge::conform;
-use crate::checkpoint::states::{STATE_VERSION, Saved};
+use crate::checkpoint::states::{STATE_VERSION, Saved, States};
 use crate::config::spec::{KeepsSpec, TableSpec, WriteSpec};
 use crate::error::{Code, Error, ErrorKind, Result};
-use crate::fail;
 use crate::model::batch::{BatchId, BatchPlan, CommitRecord, Receipt};
 use crate::model::watermark::{Clocks, Patience};
 use crate::model::window::{EventTime, Micros};
 use crate::table::Change;
 use crate::transform::stateful::{Stateful, Step, newest_by_partition};
-use crate::transform::{Coordinates, DeadLetter, Inputs, Transform, expect, row_json};
+use crate::transform::{DeadLetter, Inputs, Transform, expect, row_json};
 
 /// A file that only holds changes is followed by at most this many others before all entries are written again.
 const LONGEST_CHAIN: usize = 24;
@@ -98,47 +97,11 @@ impl Runner {
             };
             let last = self.position.as_ref().and_then(|position| position.last.as_ref());
             let file = last.and_then(|record| record.tables.get(&table.name)).and_then(|receipt| receipt.state.clone());
-            let kept = self.load_state(table, keeps, operator, file).await?;
+            let kept = load_state(&self.parts.states, &self.parts.pipeline_id, table, keeps, operator, file).await?;
             keeping.0.insert(table.name.clone(), kept);
         }
         self.keeping = Some(keeping);
         Ok(())
-    }
-
-    async fn load_state(
-        &self,
-        table: &TableSpec,
-        keeps: &KeepsSpec,
-        mut operator: Box<dyn Stateful>,
-        file: Option<String>,
-    ) -> Result<Kept> {
-        let meaning = remembered(table, keeps);
-        let Some(file) = file else {
-            let saved = Saved {
-                version: STATE_VERSION,
-                pipeline_id: self.parts.pipeline_id.clone(),
-                table: table.name.clone(),
-                batch: -1,
-                meaning,
-                ..Saved::default()
-            };
-            return Ok(Kept { operator, saved, file: None, working: None });
-        };
-        let (saved, newest) = self.parts.states.load(&table.name, &file).await?;
-        if saved.meaning != meaning {
-            let text = format!("the state of {} was kept by other rules", table.name);
-            return Err(Error::config(text)
-                .coded(Code::MeaningChanged)
-                .with("then", &saved.meaning)
-                .with("now", &meaning)
-                .help("nothing was read or written"));
-        }
-        for earlier in &saved.after {
-            let (_, rows) = self.parts.states.load(&table.name, earlier).await?;
-            operator.load(&rows)?;
-        }
-        operator.load(&newest)?;
-        Ok(Kept { operator, saved, file: Some(file), working: None })
     }
 
     /// The watermarks that a batch planned at `now` is judged by.
@@ -199,9 +162,7 @@ impl Runner {
                     kept.operator.changes()?
                 };
                 saved.entries += rows.iter().map(|rows| rows.num_rows() as u64).sum::<u64>();
-                fail::hit(fail::STATE)?;
                 working.file = Some(states.save(saved, kept.operator.saved(), rows, &nonce).await?);
-                fail::hit(fail::STATE_SAVED)?;
                 working.file.clone()
             }
         };
@@ -227,6 +188,44 @@ impl Runner {
         }
         self.keeping = is_known.then_some(keeping);
     }
+}
+
+/// A table's state as its file and those before it have it; without a file it is empty.
+async fn load_state(
+    states: &States,
+    pipeline_id: &str,
+    table: &TableSpec,
+    keeps: &KeepsSpec,
+    mut operator: Box<dyn Stateful>,
+    file: Option<String>,
+) -> Result<Kept> {
+    let meaning = remembered(table, keeps);
+    let Some(file) = file else {
+        let saved = Saved {
+            version: STATE_VERSION,
+            pipeline_id: pipeline_id.to_string(),
+            table: table.name.clone(),
+            batch: -1,
+            meaning,
+            ..Saved::default()
+        };
+        return Ok(Kept { operator, saved, file: None, working: None });
+    };
+    let (saved, newest) = states.load(&table.name, &file).await?;
+    if saved.meaning != meaning {
+        let text = format!("the state of {} was kept by other rules", table.name);
+        return Err(Error::config(text)
+            .coded(Code::MeaningChanged)
+            .with("then", &saved.meaning)
+            .with("now", &meaning)
+            .help("nothing was read or written"));
+    }
+    for earlier in &saved.after {
+        let (_, rows) = states.load(&table.name, earlier).await?;
+        operator.load(&rows)?;
+    }
+    operator.load(&newest)?;
+    Ok(Kept { operator, saved, file: Some(file), working: None })
 }
 
 impl Shaping {

@@ -8,6 +8,7 @@ mod beside;
 mod bronze;
 pub mod clock;
 pub mod event;
+mod keeping;
 pub mod letters;
 mod maintain;
 pub mod relocate;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::checkpoint::CheckpointLog;
+use crate::checkpoint::states::States;
 use crate::config::spec::{From, KeepsSpec, OperatorSpec, PipelineSpec, TableSpec, WriteSpec};
 use crate::error::{Certainty, Code, Error, ErrorKind, Result};
 use crate::fail;
@@ -36,6 +38,7 @@ use crate::transform::Transform;
 use beside::Beside;
 use clock::Clock;
 use event::{Event, Next, Observer};
+use keeping::Keeping;
 
 /// Name of a table's Delta application id: stable over restarts, new for every new checkpoint log.
 pub fn app_id(pipeline_id: &str, table: &str) -> String {
@@ -67,6 +70,8 @@ pub struct Parts {
     pub lookups: BTreeMap<String, Box<dyn Lookup>>,
     /// The log.
     pub log: Box<dyn CheckpointLog>,
+    /// What tables remember between batches.
+    pub states: States,
     /// The clock.
     pub clock: Arc<dyn Clock>,
     /// Who listens.
@@ -105,6 +110,10 @@ pub struct Runner {
     /// The newest commit of others that this run has told of, by table.
     told: BTreeMap<String, i64>,
     beside: Beside,
+    /// What tables remember, while the position is known.
+    keeping: Option<Keeping>,
+    /// Whatever is open is closed by the next batch.
+    flush: bool,
 }
 
 /// What one step did.
@@ -143,7 +152,15 @@ impl Summary {
 impl Runner {
     /// A runner that has not looked at anything yet.
     pub fn new(parts: Parts) -> Self {
-        Runner { parts, position: None, turn: 0, told: BTreeMap::new(), beside: Beside::default() }
+        Runner {
+            parts,
+            position: None,
+            turn: 0,
+            told: BTreeMap::new(),
+            beside: Beside::default(),
+            keeping: None,
+            flush: false,
+        }
     }
 
     /// Runs until the trigger is satisfied or `stop` turns true; a batch that was begun is always finished.
@@ -246,6 +263,7 @@ impl Runner {
                 }
                 Err(error) => {
                     self.position = None;
+                    self.keeping = None;
                     looks += 1;
                     if error.certainty() == Certainty::NotApplied || looks >= MAX_LOOKS {
                         return Err(error);

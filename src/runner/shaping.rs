@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
 
+use chrono::{DateTime, Utc};
+
 use super::bronze::ReadBack;
+use super::keeping::Keeping;
 use crate::config::spec::{Action, DeadLetterSpec, From, PipelineSpec, TableSpec, WriteSpec};
 use crate::error::{Code, Error, ErrorKind, Result};
 use crate::model::batch::BatchPlan;
@@ -40,6 +43,12 @@ pub(super) struct Shaping {
     pub expectations: BTreeMap<String, u64>,
     /// Dead letters that the batch deals with.
     pub settled: Option<Settled>,
+    /// What tables remember, on loan for the batch.
+    pub keeping: Keeping,
+    /// The watermarks of the plan, by table.
+    pub watermarks: BTreeMap<String, DateTime<Utc>>,
+    /// The watermarks after the batch, by table.
+    pub next_watermarks: BTreeMap<String, DateTime<Utc>>,
 }
 
 /// Rows of the dead-letter table, as a batch that deals with them leaves them.
@@ -54,7 +63,8 @@ pub(super) struct Settled {
 pub(super) fn deferred(spec: &PipelineSpec, transform: &dyn Transform) -> BTreeSet<String> {
     let mut deferred = BTreeSet::new();
     for table in &spec.tables {
-        let upstream_is = matches!(&table.from, From::Table(name) if deferred.contains(name));
+        let upstream_is =
+            table.inputs().into_iter().any(|from| matches!(from, From::Table(name) if deferred.contains(name)));
         if upstream_is || !transform.reads(&table.name).tables.is_empty() {
             deferred.insert(table.name.clone());
         }
@@ -70,7 +80,8 @@ pub(super) fn dead_letters_come_first(spec: &PipelineSpec, transform: &dyn Trans
 }
 
 fn may_set_aside(table: &TableSpec) -> bool {
-    match table.write {
+    // A row without event time.
+    table.keeps.is_some() || match table.write {
         // Its groups are computed again and again: nothing is ever set aside.
         WriteSpec::Refresh { .. } | WriteSpec::Windows { .. } => false,
         // A null key.
@@ -97,7 +108,18 @@ impl Shaping {
             is_set_aside: false,
             expectations: BTreeMap::new(),
             settled: None,
+            keeping: Keeping::default(),
+            watermarks: BTreeMap::new(),
+            next_watermarks: BTreeMap::new(),
         }
+    }
+
+    /// Lends what tables remember to the batch.
+    pub fn remembering(mut self, keeping: Keeping, plan: &BatchPlan) -> Shaping {
+        self.keeping = keeping;
+        self.watermarks = plan.watermarks.clone();
+        self.next_watermarks = plan.watermarks.clone();
+        self
     }
 
     /// What dead letters that are replayed were shaped into; no letter has rows for the tables `unreached`.
@@ -123,9 +145,10 @@ impl Shaping {
         records: Records,
         held: Option<ReadBack>,
         lookups: &HashMap<String, Rows>,
+        keeping: Keeping,
     ) -> Result<Shaping> {
         let context = BatchContext::live(plan);
-        let mut shaping = Shaping::empty(&context);
+        let mut shaping = Shaping::empty(&context).remembering(keeping, plan);
         let mut dead = Vec::new();
         for (source, batches) in &records {
             shaping.input_rows += batches.iter().map(|b| b.num_rows() as u64).sum::<u64>();
@@ -146,8 +169,8 @@ impl Shaping {
         let to_shape = |table: &&TableSpec| !deferred.contains(&table.name) && !is_known(table);
         let to_shape: Vec<&TableSpec> = spec.tables.iter().filter(to_shape).collect();
         for table in to_shape {
-            let inputs =
-                Inputs { batch: shaping.batch_of(&table.from), tables: HashMap::new(), lookups: lookups.clone() };
+            let batch = shaping.batch_for(table, transform, lookups, &mut dead)?;
+            let inputs = Inputs { batch, tables: HashMap::new(), lookups: lookups.clone() };
             let shaped = transform.shape(&table.name, &inputs, &shaping.context)?;
             dead.extend(shaping.accept(&table.name, shaped));
         }
@@ -172,8 +195,15 @@ impl Shaping {
         if self.unknown.contains(table) {
             return Ok(());
         }
-        let shaped = transform.shape(table, inputs, &self.context)?;
-        let dead = self.accept(table, shaped);
+        let mut dead = Vec::new();
+        let shaped = match spec.tables.iter().find(|spec| spec.name == table).filter(|spec| spec.keeps.is_some()) {
+            None => transform.shape(table, inputs, &self.context)?,
+            Some(remembering) => {
+                let batch = self.batch_for(remembering, transform, &inputs.lookups, &mut dead)?;
+                transform.shape(table, &Inputs { batch, ..inputs.clone() }, &self.context)?
+            }
+        };
+        dead.extend(self.accept(table, shaped));
         match self.is_set_aside {
             true => Ok(()),
             false => self.set_aside(spec, dead, &[]),
@@ -202,7 +232,7 @@ impl Shaping {
     /// Lets go of rows that nothing needs any more: those of `table` once it is applied, and those of the sources, unless
     /// a table that is still to be shaped reads them. Rows are the bulk of a run's memory.
     pub fn release(&mut self, applied: &str, still_to_shape: &[&TableSpec]) {
-        let needed = |from: From| still_to_shape.iter().any(|table| table.from == from);
+        let needed = |from: From| still_to_shape.iter().any(|table| table.inputs().contains(&&from));
         if !needed(From::Table(applied.to_string())) {
             self.shaped.remove(applied);
         }

@@ -8,6 +8,7 @@ use tracing::{debug, info_span};
 
 use super::bronze::{BRONZE, Delivered};
 use super::event::{Event, Finished};
+use super::keeping::with_state;
 use super::shaping::{Rows, Shaping, dead_letters_come_first, deferred};
 use super::{KEEP_BATCHES, PRUNE_EVERY, Position, Runner, Stepped, app_id, meaning, recipe};
 use crate::checkpoint::Claim;
@@ -110,7 +111,10 @@ impl Runner {
             bounded.iter().map(|(name, bounded)| (name.clone(), bounded.ranges.clone())).collect();
         // A position that a loss moved is made durable at once, or what is appended meanwhile could pass for lost too.
         let is_moved = bounded.values().flat_map(|bounded| &bounded.lost).any(|loss| !loss.is_gone());
-        if sources.values().all(OffsetRanges::is_empty) && !is_moved {
+        self.ensure_keeping().await?;
+        let batch_time = self.parts.clock.now();
+        let watermarks = self.watermarks(batch_time);
+        if sources.values().all(OffsetRanges::is_empty) && !is_moved && !watermarks.closes {
             return Ok(None);
         }
         let mut pinned = BTreeMap::new();
@@ -125,14 +129,14 @@ impl Runner {
             version: FORMAT_VERSION,
             batch,
             pipeline: self.parts.spec.name.clone(),
-            batch_time: self.parts.clock.now(),
+            batch_time,
             skipped: self.skipped(&sources),
             moved: BTreeMap::new(),
             letters: None,
             lost: lost(&bounded),
             incarnations: incarnations(bounded),
             sources,
-            watermarks: BTreeMap::new(),
+            watermarks: watermarks.by_table,
             pinned,
             meaning: meaning(&self.parts.spec),
             recipe: recipe(&self.parts.spec),
@@ -204,15 +208,20 @@ impl Runner {
         let shaping_started = Instant::now();
         fail::hit(fail::SHAPE)?;
         let lookups = self.load_lookups(plan).await?;
+        self.ensure_keeping().await?;
+        let keeping = self.keeping.take().unwrap_or_default();
         let mut shaping = if let Some(letters) = &plan.letters {
-            self.shape_letters(plan, letters, &lookups).await?
+            self.shape_letters(plan, letters, &lookups).await?.remembering(keeping, plan)
         } else if plan.is_move() {
             let context = BatchContext::live(plan);
-            Shaping::empty(&context)
+            Shaping::empty(&context).remembering(keeping, plan)
         } else {
             let (spec, transform) = (self.parts.spec.clone(), self.parts.transform.clone());
             let (plan, lookups) = (plan.clone(), lookups.clone());
-            blocking(move || Shaping::compute(&spec, &*transform, &plan, records, held, &lookups)).await?
+            blocking(move || {
+                Shaping::compute(&spec, &*transform, &plan, records, held, &lookups, keeping)
+            })
+            .await?
         };
         phases.add("shape", shaping_started);
 
@@ -229,7 +238,7 @@ impl Runner {
             offsets,
             incarnations: self.incarnations_after(plan),
             lost,
-            next_watermarks: plan.watermarks.clone(),
+            next_watermarks: std::mem::take(&mut shaping.next_watermarks),
             tables: receipts,
             input_rows: shaping.input_rows,
             input_bytes: shaping.input_bytes,
@@ -244,6 +253,7 @@ impl Runner {
             committed_at: self.parts.clock.now(),
         };
         self.parts.log.commit(&record).await?;
+        self.keep(std::mem::take(&mut shaping.keeping), &record).await;
         debug!(milliseconds = committing.elapsed().as_millis() as u64, "commit record written");
         Ok(record)
     }
@@ -282,11 +292,18 @@ impl Runner {
             if late.contains(&table.name) && plan.has_rows() {
                 self.shape_deferred(&table, None, shaping, lookups).await?;
             }
+            let windows = shaping.windows(&table, &*self.parts.transform)?;
             let rows = shaping.rows_of(&table.name);
             let later = &self.parts.spec.tables[index + 1..];
             shaping.release(&table.name, &later.iter().filter(|table| late.contains(&table.name)).collect::<Vec<_>>());
-            let change = self.without_rows_after(&table.name, plan, rows);
-            receipts.insert(table.name.clone(), self.apply(&table.name, change, plan).await?);
+            let state = self.save_state(&table, plan, shaping).await?;
+            let change = match windows {
+                Some(windows) => windows,
+                None => self.without_rows_after(&table.name, plan, rows),
+            };
+            let file = state.as_ref().map(|(file, _)| file.as_str());
+            let receipt = self.apply_with(&table.name, change, plan, file).await?;
+            receipts.insert(table.name.clone(), with_state(receipt, state));
         }
         if !dead_letters_first {
             self.apply_dead_letters(plan, shaping, &mut receipts).await?;
@@ -334,7 +351,7 @@ impl Runner {
     }
 
     /// Rows that a table would refuse are better found while no table carries the batch: the file can still be changed.
-    async fn check_all(&mut self, plan: &BatchPlan, shaping: &Shaping) -> Result<()> {
+    async fn check_all(&mut self, plan: &BatchPlan, shaping: &mut Shaping) -> Result<()> {
         let names: Vec<String> = self.parts.spec.tables.iter().map(|table| table.name.clone()).collect();
         for name in names.iter().filter(|name| shaping.has(name)) {
             if !self.carries(name, plan) {
@@ -385,7 +402,8 @@ impl Runner {
         }
         let spec = self.parts.spec.clone();
         let name = table.name.clone();
-        let mut taken = std::mem::replace(shaping, Shaping::empty(&shaping.context));
+        let nothing = Shaping::empty(&shaping.context);
+        let mut taken = std::mem::replace(shaping, nothing);
         let (back, outcome) = blocking(move || {
             let outcome = taken.compute_deferred(&spec, &*transform, &name, &inputs);
             Ok((taken, outcome))
@@ -397,6 +415,11 @@ impl Runner {
 
     /// One table commit, unless the table already carries the batch.
     async fn apply(&mut self, name: &str, change: Change, plan: &BatchPlan) -> Result<Receipt> {
+        self.apply_with(name, change, plan, None).await
+    }
+
+    /// The same; the commit names the file of what the table remembers.
+    async fn apply_with(&mut self, name: &str, change: Change, plan: &BatchPlan, state: Option<&str>) -> Result<Receipt> {
         let known = self.position.as_ref().and_then(|position| position.applied.get(name));
         if let Some(TableFact { applied: Some(applied), version, memory, .. }) = known
             && *applied >= plan.batch
@@ -405,7 +428,10 @@ impl Runner {
             let memory_version = *memory;
             return Ok(Receipt { delta_version, already_applied: true, memory_version, ..Receipt::default() });
         }
-        let txn = self.txn(name, plan)?;
+        let mut txn = self.txn(name, plan)?;
+        if let Some(state) = state {
+            txn.user_metadata = Note::with_state(&txn.user_metadata, state);
+        }
         fail::hit(fail::APPLY)?;
         let receipt = self.table(name)?.apply(change, &txn).await.map_err(|error| error.with("table", name))?;
         fail::hit(fail::APPLIED)?;

@@ -13,7 +13,10 @@ use super::problems::{Field, Finding, Place, SqlProblem, locate, suggest};
 use super::rewrite::{self, BATCH, Input, InputKind, Moment, Prepared, Scope, prepare_expression, prepare_query};
 use super::types::stored_schema;
 use super::{Reads, dead_letter};
-use crate::config::spec::{Action, Engine, Expectation, From, PipelineSpec, TableSpec, WriteSpec};
+use super::keeps::{self, CompiledKeeps};
+use crate::config::spec::{
+    Action, Engine, Expectation, From, KeepsSpec, OperatorSpec, PipelineSpec, TableSpec, WriteSpec,
+};
 use crate::source::column;
 
 /// Where a row came from.
@@ -46,11 +49,17 @@ pub(super) struct CompiledTable {
     pub(super) reads: Reads,
     /// It reads whole tables, or is fed by one that does: it is computed when those are already written.
     pub(super) deferred: bool,
+    /// What stands between the rows of the batch and the query.
+    pub(super) keeps: Option<CompiledKeeps>,
 }
 
 impl CompiledTable {
     pub(super) fn is_refresh(&self) -> bool {
         matches!(self.spec.write, WriteSpec::Refresh { .. })
+    }
+
+    pub(super) fn has_windows(&self) -> bool {
+        matches!(self.spec.write, WriteSpec::Windows { .. })
     }
 
     pub(super) fn expectations(&self) -> &[Expectation] {
@@ -75,14 +84,15 @@ pub fn compile(
     let mut schemas: BTreeMap<String, SchemaRef> = BTreeMap::new();
     let mut broken: Vec<&str> = Vec::new();
     for table in &spec.tables {
-        let batch = match &table.from {
-            From::Source(name) => spec.sources.get(name).map(row_schema),
-            From::Table(name) => schemas.get(name).cloned(),
-        };
-        let Some(batch) = batch else {
+        let mut batches = Vec::new();
+        for from in table.inputs() {
+            let batch = match from {
+                From::Source(name) => spec.sources.get(name).map(row_schema),
+                From::Table(name) => schemas.get(name).cloned(),
+            };
+            let (From::Source(name) | From::Table(name)) = from;
             // What it reads could not be compiled: its own problems would only repeat that.
-            let (From::Source(name) | From::Table(name)) = &table.from;
-            if !broken.contains(&name.as_str()) {
+            if batch.is_none() && !broken.contains(&name.as_str()) {
                 problems.push(
                     Finding {
                         place: Place::START,
@@ -92,6 +102,9 @@ pub fn compile(
                     .in_field(&table.name, Field::From),
                 );
             }
+            batches.extend(batch);
+        }
+        let Some(batch) = batches.first().filter(|_| batches.len() == table.inputs().len()).cloned() else {
             broken.push(&table.name);
             continue;
         };
@@ -100,7 +113,13 @@ pub fn compile(
             From::Source(_) => None,
         };
         let compiler = TableCompiler { table, batch: &batch, upstream, tables: &schemas, lookups };
-        match compiler.compile() {
+        let is_deferred =
+            |from: &&From| matches!(from, From::Table(name) if tables.get(name).is_some_and(|t: &CompiledTable| t.deferred));
+        let compiled = match &table.keeps {
+            None => compiler.compile(),
+            Some(spec) => compiler.compile_keeping(spec, &batches, table.inputs().iter().any(is_deferred)),
+        };
+        match compiled {
             Ok(compiled) => {
                 schemas.insert(table.name.clone(), compiled.stored.clone());
                 tables.insert(table.name.clone(), compiled);
@@ -137,13 +156,14 @@ pub fn compile(
     })
 }
 
-struct TableCompiler<'a> {
-    table: &'a TableSpec,
-    batch: &'a SchemaRef,
+#[derive(Clone, Copy)]
+pub(super) struct TableCompiler<'a> {
+    pub(super) table: &'a TableSpec,
+    pub(super) batch: &'a SchemaRef,
     /// The table that `from` names.
-    upstream: Option<&'a CompiledTable>,
-    tables: &'a BTreeMap<String, SchemaRef>,
-    lookups: &'a BTreeMap<String, SchemaRef>,
+    pub(super) upstream: Option<&'a CompiledTable>,
+    pub(super) tables: &'a BTreeMap<String, SchemaRef>,
+    pub(super) lookups: &'a BTreeMap<String, SchemaRef>,
 }
 
 /// A query's result, before expectations and write mode.
@@ -161,7 +181,32 @@ struct Computed {
 }
 
 impl TableCompiler<'_> {
-    fn compile(&self) -> Result<CompiledTable, Vec<SqlProblem>> {
+    /// A table that remembers: its query sees what the operator gives.
+    fn compile_keeping(
+        &self,
+        spec: &KeepsSpec,
+        batches: &[SchemaRef],
+        deferred: bool,
+    ) -> Result<CompiledTable, Vec<SqlProblem>> {
+        let misfits = self.misfits();
+        if !misfits.is_empty() {
+            return Err(misfits);
+        }
+        let prepared = keeps::compile(self, spec, batches)?;
+        let own_rows = matches!(spec.operator, OperatorSpec::Dedupe(_));
+        let upstream = self.upstream.filter(|_| own_rows);
+        let batch = &prepared.keeps.output;
+        let mut compiled = TableCompiler { table: &prepared.table, batch, upstream, ..*self }.compile()?;
+        if !own_rows {
+            compiled.lineage = false;
+            compiled.passed.clear();
+        }
+        compiled.deferred |= deferred;
+        compiled.keeps = Some(prepared.keeps);
+        Ok(compiled)
+    }
+
+    pub(super) fn compile(&self) -> Result<CompiledTable, Vec<SqlProblem>> {
         let misfits = self.misfits();
         if !misfits.is_empty() {
             return Err(misfits);
@@ -221,6 +266,7 @@ impl TableCompiler<'_> {
             stored,
             restore_order: computed.restore_order,
             lineage: computed.lineage && self.upstream.is_none_or(|upstream| upstream.lineage),
+            keeps: None,
         })
     }
 
@@ -236,20 +282,30 @@ impl TableCompiler<'_> {
     fn misfits(&self) -> Vec<SqlProblem> {
         let mut problems = Vec::new();
         if !self.refreshes()
-            && let Some(upstream) = self.upstream.filter(|upstream| upstream.is_refresh())
+            && let Some(upstream) = self.upstream.filter(|upstream| upstream.is_refresh() || upstream.has_windows())
         {
             let name = &upstream.spec.name;
-            let message = format!("from a refresh table only another refresh table can be fed, and `{name}` is one");
+            let message = match upstream.is_refresh() {
+                true => format!("from a refresh table only another refresh table can be fed, and `{name}` is one"),
+                false => format!("rows of `{name}` are replaced as windows fill: only a refresh table can be fed by it"),
+            };
             let finding = Finding { place: Place::START, message, help: None }.help(
                 "what a batch recomputes there may be more after a crash than without one; say `write: {refresh: {by: \
                  …}}` here, or feed this table from the tables upstream",
             );
             problems.push(finding.in_field(&self.table.name, Field::From));
         }
-        let quarantines = |rule: &&Expectation| self.refreshes() && rule.action == Action::Quarantine;
+        let has_windows = matches!(self.table.write, WriteSpec::Windows { .. });
+        let quarantines = |rule: &&Expectation| (self.refreshes() || has_windows) && rule.action == Action::Quarantine;
         for rule in self.table.expect.iter().filter(quarantines) {
-            let message = "`refresh` computes its groups again and again: `else: quarantine` would set the same row aside \
-                           each time";
+            let message = match has_windows {
+                false => {
+                    "`refresh` computes its groups again and again: `else: quarantine` would set the same row aside each time"
+                }
+                true => {
+                    "windows are written again as they fill: `else: quarantine` would set the same row aside each time"
+                }
+            };
             let finding = Finding { place: Place::START, message: message.into(), help: None }
                 .help("put the rule on the upstream table, or say `else: warn`, `drop` or `fail`");
             problems.push(finding.in_field(&self.table.name, Field::Expect(rule.name.clone())));
@@ -436,6 +492,19 @@ impl TableCompiler<'_> {
             true => Ok(Some((format!("SELECT {} FROM {OUTPUT}", items.join(", ")), Arc::new(Schema::new(fields))))),
             false => Err(problems),
         }
+    }
+
+    /// The columns of an expression over rows of the batch; `written` is the text that the user knows.
+    pub(super) fn infer_expression(&self, batch: &SchemaRef, sql: &str, written: &str) -> Result<Schema, Finding> {
+        let query = rewrite::at_moment(&format!("SELECT ({sql}) AS c FROM {BATCH}"), &Moment::never());
+        let inputs = [(BATCH.to_string(), batch.clone())];
+        engine::infer(self.table.engine, &inputs, &query).map_err(|message| match rewrite::parse_expression(written) {
+            Ok(original) => {
+                let columns = batch.fields().iter().map(|field| field.name().as_str()).collect();
+                explain(&original, self.table.engine, &message, columns)
+            }
+            Err(finding) => finding,
+        })
     }
 
     fn check(&self, computed: &SchemaRef, sql: &str) -> Result<String, Vec<Finding>> {

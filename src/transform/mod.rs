@@ -13,6 +13,7 @@ pub mod decode;
 pub mod definitions;
 pub mod engine;
 pub mod expect;
+mod keeps;
 pub mod letter;
 pub mod polars_engine;
 pub mod polars_functions;
@@ -170,6 +171,16 @@ pub trait Transform: Send + Sync {
     /// Whether the column `column` of `table` is the source's column of that name: no SQL on the way computed anything else
     /// under it.
     fn passes(&self, table: &str, column: &str) -> bool;
+
+    /// What `table` remembers between batches, empty as before the first; `None` = it remembers nothing.
+    fn remembers(&self, table: &str) -> Result<Option<Box<dyn stateful::Stateful>>>;
+
+    /// Rows of the input of that number (the first is `from`) as what `table` remembers takes them. Its SQL then gets as
+    /// `batch` what that makes of them.
+    fn arrivals(&self, table: &str, input: usize, inputs: &Inputs, context: &BatchContext) -> Result<Vec<RecordBatch>>;
+
+    /// Where the pipeline's days start.
+    fn timezone(&self) -> chrono_tz::Tz;
 
     /// What `table` needs as input.
     fn reads(&self, table: &str) -> &Reads;

@@ -11,12 +11,18 @@
 
 use std::collections::BTreeMap;
 
-use arrow::datatypes::SchemaRef;
+use arrow::array::{Array, ArrayRef, AsArray};
+use arrow::datatypes::{DataType, Date32Type, Int32Type, SchemaRef, TimestampMicrosecondType};
 use arrow::record_batch::RecordBatch;
+use chrono::{DateTime, Days, NaiveDate};
+use chrono_tz::Tz;
 
 use super::Stage;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::model::interval::midnight;
+use crate::model::offset::Partition;
 use crate::model::window::{EventTime, Micros};
+use crate::source::column;
 
 /// What one batch made of the state.
 #[derive(Debug, Default)]
@@ -84,4 +90,77 @@ pub trait Stateful: Send {
 
     /// How much it holds.
     fn size(&self) -> Size;
+}
+
+/// Event times of rows: of a timestamp column as it is, of a date the midnight in the timezone.
+pub fn event_times(column: &ArrayRef, timezone: Tz) -> Result<Vec<Option<Micros>>> {
+    match column.data_type() {
+        DataType::Timestamp(arrow::datatypes::TimeUnit::Microsecond, _) => {
+            Ok(column.as_primitive::<TimestampMicrosecondType>().iter().collect())
+        }
+        DataType::Date32 => {
+            let micros = |days: i32| {
+                let epoch = DateTime::UNIX_EPOCH.date_naive();
+                let date: NaiveDate = match days < 0 {
+                    true => epoch.checked_sub_days(Days::new(days.unsigned_abs().into()))?,
+                    false => epoch.checked_add_days(Days::new(days.unsigned_abs().into()))?,
+                };
+                Some(midnight(date, timezone).timestamp_micros())
+            };
+            Ok(column.as_primitive::<Date32Type>().iter().map(|days| days.and_then(micros)).collect())
+        }
+        other => Err(Error::failed(format!("event times are timestamps or dates, not {other}"))),
+    }
+}
+
+/// Whether a column can hold event times.
+pub fn is_event_time(data_type: &DataType) -> bool {
+    matches!(data_type, DataType::Timestamp(arrow::datatypes::TimeUnit::Microsecond, _) | DataType::Date32)
+}
+
+/// The newest event time of each partition, of those that are believed. Rows that do not say where they came from count as
+/// one partition.
+pub fn newest_by_partition(
+    rows: &[RecordBatch],
+    event_time: &str,
+    latest: Micros,
+    timezone: Tz,
+) -> Result<Vec<(Partition, Micros)>> {
+    let mut newest: BTreeMap<(String, i32), Micros> = BTreeMap::new();
+    for batch in rows {
+        let Some(times) = batch.column_by_name(event_time) else {
+            return Err(Error::failed(format!("the rows have no column `{event_time}` to tell the time by")));
+        };
+        let times = event_times(times, timezone)?;
+        let topics = batch.column_by_name(column::TOPIC).and_then(|topics| topics.as_string_opt::<i32>());
+        let partitions =
+            batch.column_by_name(column::PARTITION).and_then(|numbers| numbers.as_primitive_opt::<Int32Type>());
+        // Rows of one partition stand together.
+        let mut current: Option<((&str, i32), Micros)> = None;
+        let mut put = |place: (&str, i32), time: Micros| {
+            let entry = newest.entry((place.0.to_string(), place.1)).or_insert(time);
+            *entry = (*entry).max(time);
+        };
+        for (row, time) in times.into_iter().enumerate() {
+            let Some(time) = time.filter(|time| *time <= latest) else { continue };
+            let place = match (topics, partitions) {
+                (Some(topics), Some(partitions)) if topics.is_valid(row) && partitions.is_valid(row) => {
+                    (topics.value(row), partitions.value(row))
+                }
+                _ => ("", 0),
+            };
+            current = match current {
+                Some((known, newest)) if known == place => Some((known, newest.max(time))),
+                Some((known, newest)) => {
+                    put(known, newest);
+                    Some((place, time))
+                }
+                None => Some((place, time)),
+            };
+        }
+        if let Some((place, time)) = current {
+            put(place, time);
+        }
+    }
+    Ok(newest.into_iter().map(|((topic, number), time)| (Partition::new(topic, number), time)).collect())
 }

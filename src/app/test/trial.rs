@@ -12,6 +12,7 @@ use super::show::{Diff, DiffRow, Fault, Verdict};
 use super::suite::{Expectation, ExpectedRows, PIPELINE_ID, Test};
 use super::value::{same, shown};
 use crate::checkpoint::log::ObjectLog;
+use crate::checkpoint::states::States;
 use crate::checkpoint::{CheckpointLog, Identity};
 use crate::error::Result;
 use crate::model::batch::{BatchPlan, CommitRecord, FORMAT_VERSION, Owner};
@@ -134,6 +135,7 @@ async fn run_cut(test: &Test, cut: Cut) -> Result<BTreeMap<String, RecordBatch>>
         log: Box::new(log),
         clock: Arc::new(FixedClock(test.now)),
         observer: Box::new(|_: &Event| {}),
+        states: States::new(&lake)?,
     });
     for ends in ends(test, cut, starts) {
         runner.step(&ends).await?;

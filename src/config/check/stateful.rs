@@ -259,8 +259,9 @@ impl Checker<'_> {
                 Window::Sliding { size: length, every }
             }
         };
-        if let Some((key, message, help)) = unfit(&window) {
-            self.refuse_as(Code::WrongValue, &path(key), message, "", Some(help));
+        if let Some(misfit) = window.misfit() {
+            let key = if misfit.field == "every" { "every" } else { key };
+            self.refuse_as(Code::WrongValue, &path(key), misfit.message, "", Some(misfit.mend));
             return None;
         }
         Some(window)
@@ -408,31 +409,4 @@ fn root(from: &From, names: &Names<'_>) -> Option<(String, bool)> {
 
 fn micros(length: Duration) -> Micros {
     Micros::try_from(length.as_micros()).unwrap_or(Micros::MAX)
-}
-
-/// What is wrong with a window: the key, the reason and the mend.
-fn unfit(window: &Window) -> Option<(&'static str, String, String)> {
-    let positive = "a length of time such as 1m".to_string();
-    match *window {
-        Window::Tumbling { size } if size <= 0 => Some(("tumbling", "a window must have a length".into(), positive)),
-        Window::Session { gap } if gap <= 0 => Some(("session", "the gap must be above zero".into(), positive)),
-        Window::Sliding { size, .. } if size <= 0 => Some(("sliding", "a window must have a length".into(), positive)),
-        Window::Sliding { every, .. } if every <= 0 => Some(("every", "`every` must be above zero".into(), positive)),
-        Window::Sliding { size, every } if every > size => Some((
-            "every",
-            "windows that start less often than they last leave rows out".into(),
-            "`every` must not be longer than `sliding`".into(),
-        )),
-        Window::Tumbling { size: step } | Window::Sliding { every: step, .. }
-            if (step < DAY && DAY % step != 0) || (step > DAY && step % DAY != 0) =>
-        {
-            let key = if matches!(window, Window::Tumbling { .. }) { "tumbling" } else { "every" };
-            Some((
-                key,
-                "a step that does not divide the day: windows would start at other times every day".into(),
-                "use a step that divides 24h, such as 1m, 2m, 5m, 15m or 1h, or whole days".into(),
-            ))
-        }
-        _ => None,
-    }
 }

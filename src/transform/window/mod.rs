@@ -2,3 +2,5 @@
 
 pub mod function;
 pub mod measures;
+mod stub;
+pub use stub::{Aggregation, Windows};
