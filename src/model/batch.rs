@@ -55,6 +55,10 @@ pub struct BatchPlan {
     /// Dead letters that an operator replays or gives up (`tidegate dlq`). Such a batch reads nothing from a source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub letters: Option<Letters>,
+    /// Tables that are computed again, whole, from what they read: what they remember could not follow. Such a batch reads
+    /// nothing from a source.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rebuild: Vec<String>,
     /// Why positions were moved, and partitions that were left out because they are gone, by source name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub lost: BTreeMap<String, Vec<Lost>>,
@@ -123,7 +127,7 @@ impl BatchPlan {
 
     /// Whether an operator made the batch: it reads nothing from a source.
     pub fn is_by_hand(&self) -> bool {
-        self.is_move() || self.letters.is_some()
+        self.is_move() || self.letters.is_some() || !self.rebuild.is_empty()
     }
 
     /// Whether rows flow through the pipeline: from sources, or from dead letters that are replayed.

@@ -37,6 +37,9 @@ pub struct Note {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub letters: Option<Letters>,
     /// As in the plan.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rebuild: Vec<String>,
+    /// As in the plan.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub incarnations: BTreeMap<String, Incarnations>,
     /// As in the plan.
@@ -88,6 +91,7 @@ impl Note {
             skipped: plan.skipped.clone(),
             moved: plan.moved.clone(),
             letters: plan.letters.clone(),
+            rebuild: plan.rebuild.clone(),
             incarnations: plan.incarnations.clone(),
             watermarks: plan.watermarks.clone(),
             pinned: plan.pinned.clone(),
@@ -202,6 +206,7 @@ mod tests {
             skipped: source(ranges(&[("b", 12, 20)])),
             moved: BTreeMap::new(),
             letters: None,
+            rebuild: Vec::new(),
             lost: BTreeMap::new(),
             incarnations: BTreeMap::new(),
             watermarks: BTreeMap::new(),

@@ -51,14 +51,50 @@ struct Working {
 }
 
 impl Keeping {
-    /// No table remembers anything.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Whether a table has not been part of a finished batch.
+    pub fn is_new(&self, table: &str) -> bool {
+        self.0.get(table).is_none_or(|kept| kept.file.is_none() && kept.saved.batch < 0)
+    }
+
+    /// Empties a table's memory; returns the batches that closed something without rows to do so.
+    pub fn restart(&mut self, table: &str, transform: &dyn Transform) -> Result<BTreeMap<BatchId, Micros>> {
+        let kept = self.get(table)?;
+        if let Some(operator) = transform.remembers(table)? {
+            kept.operator = operator;
+        }
+        let closings = std::mem::take(&mut kept.saved.closings);
+        kept.saved = Saved { meaning: kept.saved.meaning.clone(), ..unsaved(&kept.saved.pipeline_id, table) };
+        (kept.file, kept.working) = (None, None);
+        Ok(closings)
+    }
+
+    /// What was worked in so far is what the table remembers after the batch.
+    pub fn settle(&mut self, table: &str, batch: BatchId) -> Result<()> {
+        let kept = self.get(table)?;
+        let saved = Saved { batch, ..kept.saved.clone() };
+        kept.working = Some(Working { saved, untouched: false, replaced: None, file: None });
+        Ok(())
+    }
+
+    /// Time of the last batch that brought rows.
+    pub fn last_rows(&mut self, table: &str) -> Result<Option<Micros>> {
+        Ok(self.get(table)?.saved.clocks.last())
     }
 
     fn get(&mut self, table: &str) -> Result<&mut Kept> {
         self.0.get_mut(table).ok_or_else(|| Error::failed(format!("the state of {table} was not loaded")))
     }
+}
+
+/// What one batch of the past made of the state: its rows, and the keys that they replace.
+pub(super) struct Stepped {
+    pub rows: Vec<RecordBatch>,
+    pub replaced: Option<RecordBatch>,
+}
+
+fn unsaved(pipeline_id: &str, table: &str) -> Saved {
+    let (pipeline_id, table) = (pipeline_id.to_string(), table.to_string());
+    Saved { version: STATE_VERSION, pipeline_id, table, batch: -1, ..Saved::default() }
 }
 
 fn micros(time: DateTime<Utc>) -> Micros {
@@ -84,8 +120,9 @@ pub(super) struct Watermarks {
 }
 
 impl Runner {
-    /// Loads what the tables remember, as the last commit record names it.
-    pub(super) async fn ensure_keeping(&mut self) -> Result<()> {
+    /// Loads what the tables remember, as the last commit record names it; of those that are computed again only what
+    /// closed their windows.
+    pub(super) async fn ensure_keeping(&mut self, rebuilt: &[String]) -> Result<()> {
         if self.keeping.is_some() {
             return Ok(());
         }
@@ -97,6 +134,17 @@ impl Runner {
             };
             let last = self.position.as_ref().and_then(|position| position.last.as_ref());
             let file = last.and_then(|record| record.tables.get(&table.name)).and_then(|receipt| receipt.state.clone());
+            if rebuilt.contains(&table.name) {
+                let before = match &file {
+                    Some(file) => self.parts.states.load(&table.name, file).await.ok().map(|(saved, _)| saved),
+                    None => None,
+                };
+                let closings = before.map(|saved| saved.closings).unwrap_or_default();
+                let meaning = remembered(table, keeps);
+                let saved = Saved { meaning, closings, ..unsaved(&self.parts.pipeline_id, &table.name) };
+                keeping.0.insert(table.name.clone(), Kept { operator, saved, file: None, working: None });
+                continue;
+            }
             let kept = load_state(&self.parts.states, &self.parts.pipeline_id, table, keeps, operator, file).await?;
             keeping.0.insert(table.name.clone(), kept);
         }
@@ -201,14 +249,7 @@ async fn load_state(
 ) -> Result<Kept> {
     let meaning = remembered(table, keeps);
     let Some(file) = file else {
-        let saved = Saved {
-            version: STATE_VERSION,
-            pipeline_id: pipeline_id.to_string(),
-            table: table.name.clone(),
-            batch: -1,
-            meaning,
-            ..Saved::default()
-        };
+        let saved = Saved { meaning, ..unsaved(pipeline_id, &table.name) };
         return Ok(Kept { operator, saved, file: None, working: None });
     };
     let (saved, newest) = states.load(&table.name, &file).await?;
@@ -249,8 +290,7 @@ impl Shaping {
                     clocks.observe(number, &partition, newest, batch_time);
                 }
             }
-            let inputs =
-                Inputs { batch, tables: std::collections::HashMap::new(), lookups: lookups.clone() };
+            let inputs = Inputs { batch, tables: std::collections::HashMap::new(), lookups: lookups.clone() };
             arrivals.push(transform.arrivals(&table.name, number, &inputs, &self.context)?);
         }
         let context = &self.context;
@@ -287,6 +327,31 @@ impl Shaping {
             });
         }
         Ok(std::sync::Arc::new(rows))
+    }
+
+    /// A batch of the past, worked in as it was then.
+    pub(super) fn step_again(
+        &mut self,
+        table: &TableSpec,
+        transform: &dyn Transform,
+        lookups: &std::collections::HashMap<String, Rows>,
+        closed: Option<Micros>,
+        dead: &mut Vec<DeadLetter>,
+    ) -> Result<Stepped> {
+        let Some(keeps) = &table.keeps else {
+            return Err(Error::failed(format!("{} remembers nothing", table.name)));
+        };
+        let batch_time = micros(self.context.batch_time);
+        let saved = &self.keeping.get(&table.name)?.saved;
+        let in_force = saved.watermark.max(saved.clocks.watermark(patience(keeps), batch_time)).max(closed);
+        if let Some(in_force) = in_force {
+            self.watermarks.insert(table.name.clone(), instant(in_force));
+        }
+        let rows = self.batch_for(table, transform, lookups, dead)?;
+        let kept = self.keeping.get(&table.name)?;
+        let working = kept.working.take().ok_or_else(|| Error::failed("a batch of the past left nothing behind"))?;
+        kept.saved = working.saved;
+        Ok(Stepped { rows: rows.as_ref().clone(), replaced: working.replaced })
     }
 
     /// The change of a table whose windows are replaced.
@@ -347,5 +412,8 @@ fn check_size(table: &TableSpec, keeps: &KeepsSpec, operator: &dyn Stateful) -> 
         .coded(Code::StateTooLarge)
         .with("entries", size.rows)
         .help("nothing of this batch was written to it; the batch is tried again, with the same rows, at the next run")
-        .help(format!("raise `state: {{limit: …}}` of {}, or let it remember less: a shorter delay, window or `within`", table.name)))
+        .help(format!(
+            "raise `state: {{limit: …}}` of {}, or let it remember less: a shorter delay, window or `within`",
+            table.name
+        )))
 }

@@ -11,6 +11,7 @@ pub mod event;
 mod keeping;
 pub mod letters;
 mod maintain;
+pub mod rebuild;
 pub mod relocate;
 mod shaping;
 mod step;
@@ -114,6 +115,8 @@ pub struct Runner {
     keeping: Option<Keeping>,
     /// Whatever is open is closed by the next batch.
     flush: bool,
+    /// Tables whose meaning may have changed, because they are computed again.
+    forgive: Vec<String>,
 }
 
 /// What one step did.
@@ -160,6 +163,7 @@ impl Runner {
             beside: Beside::default(),
             keeping: None,
             flush: false,
+            forgive: Vec::new(),
         }
     }
 
@@ -332,6 +336,12 @@ impl Runner {
     async fn look(&mut self) -> Result<Facts> {
         let parts = &mut self.parts;
         let head = parts.log.head().await?;
+        let mut meaning = meaning(&parts.spec);
+        for table in &self.forgive {
+            if let Some(was) = head.plan.as_ref().and_then(|plan| plan.meaning.get(table)) {
+                meaning.insert(table.clone(), was.clone());
+            }
+        }
         let pipeline_id = parts.pipeline_id.clone();
         let done = head.commit.as_ref().map(|record| record.batch);
         let pending = head.plan.as_ref().map(|plan| plan.batch).filter(|batch| done.is_none_or(|done| done < *batch));
@@ -364,7 +374,7 @@ impl Runner {
         Ok(Facts {
             pipeline: parts.spec.name.clone(),
             pipeline_id,
-            meaning: meaning(&parts.spec),
+            meaning,
             recipe: recipe(&parts.spec),
             plan: head.plan,
             commit: head.commit,

@@ -81,16 +81,17 @@ pub(super) fn dead_letters_come_first(spec: &PipelineSpec, transform: &dyn Trans
 
 fn may_set_aside(table: &TableSpec) -> bool {
     // A row without event time.
-    table.keeps.is_some() || match table.write {
-        // Its groups are computed again and again: nothing is ever set aside.
-        WriteSpec::Refresh { .. } | WriteSpec::Windows { .. } => false,
-        // A null key.
-        WriteSpec::Upsert { .. } => true,
-        // A rule, or a value that cannot name a folder.
-        WriteSpec::Append => {
-            table.expect.iter().any(|rule| rule.action == Action::Quarantine) || !table.partition_by.is_empty()
+    table.keeps.is_some()
+        || match table.write {
+            // Its groups are computed again and again: nothing is ever set aside.
+            WriteSpec::Refresh { .. } | WriteSpec::Windows { .. } => false,
+            // A null key.
+            WriteSpec::Upsert { .. } => true,
+            // A rule, or a value that cannot name a folder.
+            WriteSpec::Append => {
+                table.expect.iter().any(|rule| rule.action == Action::Quarantine) || !table.partition_by.is_empty()
+            }
         }
-    }
 }
 
 impl Shaping {
@@ -208,6 +209,25 @@ impl Shaping {
             true => Ok(()),
             false => self.set_aside(spec, dead, &[]),
         }
+    }
+
+    /// Rows of an upstream that come from elsewhere.
+    pub fn give(&mut self, table: &str, rows: Vec<RecordBatch>) {
+        self.shaped.insert(table.to_string(), Arc::new(rows));
+    }
+
+    /// Shapes a table that is computed again: `inputs` are all its rows.
+    pub fn accept_again(
+        &mut self,
+        spec: &PipelineSpec,
+        transform: &dyn Transform,
+        table: &str,
+        inputs: &Inputs,
+        mut dead: Vec<DeadLetter>,
+    ) -> Result<()> {
+        let shaped = transform.shape(table, inputs, &self.context)?;
+        dead.extend(self.accept(table, shaped));
+        self.set_aside(spec, dead, &[])
     }
 
     /// The micro-batch's rows from an upstream.

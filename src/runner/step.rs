@@ -52,7 +52,7 @@ impl Runner {
                 Some(plan) => (plan, false),
                 None => return Ok(self.idle()),
             },
-            Decision::Plan { batch } => match self.plan(batch, ends, &mut phases).await? {
+            Decision::Plan { batch } => match self.next_plan(batch, ends, &mut phases).await? {
                 Some(plan) => (plan, false),
                 None => return Ok(self.idle()),
             },
@@ -97,6 +97,21 @@ impl Runner {
         Stepped::Idle
     }
 
+    /// Tables that join the pipeline catch up first, in a batch of their own.
+    async fn next_plan(
+        &mut self,
+        batch: BatchId,
+        ends: &BTreeMap<String, Offsets>,
+        phases: &mut Phases,
+    ) -> Result<Option<BatchPlan>> {
+        self.ensure_keeping(&[]).await?;
+        let newcomers = self.newcomers();
+        match newcomers.is_empty() {
+            true => self.plan(batch, ends, phases).await,
+            false => self.rebuild_plan(batch, newcomers).await.map(Some),
+        }
+    }
+
     /// Bounds the next batch and makes its plan durable; `None` when there is nothing to read.
     async fn plan(
         &mut self,
@@ -111,7 +126,7 @@ impl Runner {
             bounded.iter().map(|(name, bounded)| (name.clone(), bounded.ranges.clone())).collect();
         // A position that a loss moved is made durable at once, or what is appended meanwhile could pass for lost too.
         let is_moved = bounded.values().flat_map(|bounded| &bounded.lost).any(|loss| !loss.is_gone());
-        self.ensure_keeping().await?;
+        self.ensure_keeping(&[]).await?;
         let batch_time = self.parts.clock.now();
         let watermarks = self.watermarks(batch_time);
         if sources.values().all(OffsetRanges::is_empty) && !is_moved && !watermarks.closes {
@@ -133,6 +148,7 @@ impl Runner {
             skipped: self.skipped(&sources),
             moved: BTreeMap::new(),
             letters: None,
+            rebuild: Vec::new(),
             lost: lost(&bounded),
             incarnations: incarnations(bounded),
             sources,
@@ -208,20 +224,17 @@ impl Runner {
         let shaping_started = Instant::now();
         fail::hit(fail::SHAPE)?;
         let lookups = self.load_lookups(plan).await?;
-        self.ensure_keeping().await?;
+        self.ensure_keeping(&plan.rebuild).await?;
         let keeping = self.keeping.take().unwrap_or_default();
         let mut shaping = if let Some(letters) = &plan.letters {
             self.shape_letters(plan, letters, &lookups).await?.remembering(keeping, plan)
-        } else if plan.is_move() {
+        } else if plan.is_by_hand() {
             let context = BatchContext::live(plan);
             Shaping::empty(&context).remembering(keeping, plan)
         } else {
             let (spec, transform) = (self.parts.spec.clone(), self.parts.transform.clone());
             let (plan, lookups) = (plan.clone(), lookups.clone());
-            blocking(move || {
-                Shaping::compute(&spec, &*transform, &plan, records, held, &lookups, keeping)
-            })
-            .await?
+            blocking(move || Shaping::compute(&spec, &*transform, &plan, records, held, &lookups, keeping)).await?
         };
         phases.add("shape", shaping_started);
 
@@ -268,7 +281,9 @@ impl Runner {
         let late = deferred(&self.parts.spec, &*self.parts.transform);
         let mut receipts = BTreeMap::new();
         self.check_all(plan, shaping).await?;
-        let dead_letters_first = dead_letters_come_first(&self.parts.spec, &*self.parts.transform);
+        // What is computed again may set rows aside that were not before.
+        let dead_letters_first =
+            plan.rebuild.is_empty() && dead_letters_come_first(&self.parts.spec, &*self.parts.transform);
         if dead_letters_first {
             self.apply_dead_letters(plan, shaping, &mut receipts).await?;
         }
@@ -292,7 +307,11 @@ impl Runner {
             if late.contains(&table.name) && plan.has_rows() {
                 self.shape_deferred(&table, None, shaping, lookups).await?;
             }
-            let windows = shaping.windows(&table, &*self.parts.transform)?;
+            let is_rebuilt = plan.rebuild.contains(&table.name) && table.keeps.is_some();
+            let windows = match is_rebuilt {
+                true => Some(self.computed_again(&table, plan, shaping, lookups).await?),
+                false => shaping.windows(&table, &*self.parts.transform)?,
+            };
             let rows = shaping.rows_of(&table.name);
             let later = &self.parts.spec.tables[index + 1..];
             shaping.release(&table.name, &later.iter().filter(|table| late.contains(&table.name)).collect::<Vec<_>>());
@@ -330,7 +349,10 @@ impl Runner {
             let pin = self.table(&table.name)?.pin(&txn.app_id).await?;
             let upstream = self.table(upstream)?;
             // A table that joins later starts whole, not with the groups that happen to be touched next.
-            let groups = if is_new { upstream.groups(by).await? } else { upstream.touched(by, &source).await? };
+            let groups = match is_new || plan.rebuild.contains(&table.name) {
+                true => upstream.groups(by).await?,
+                false => upstream.touched(by, &source).await?,
+            };
             self.shape_deferred(table, Some(&groups), shaping, lookups).await?;
             let change = Change::Groups { groups, rows: shaping.rows_of(&table.name) };
             fail::hit(fail::APPLY)?;
@@ -352,8 +374,9 @@ impl Runner {
 
     /// Rows that a table would refuse are better found while no table carries the batch: the file can still be changed.
     async fn check_all(&mut self, plan: &BatchPlan, shaping: &mut Shaping) -> Result<()> {
-        let names: Vec<String> = self.parts.spec.tables.iter().map(|table| table.name.clone()).collect();
-        for name in names.iter().filter(|name| shaping.has(name)) {
+        let names = self.parts.spec.tables.iter().map(|table| table.name.clone());
+        let names: Vec<String> = names.filter(|name| shaping.has(name)).collect();
+        for name in &names {
             if !self.carries(name, plan) {
                 let rows = Change::Rows(shaping.rows_of(name));
                 self.table(name)?.check(&rows).await.map_err(|error| error.with("table", name))?;
@@ -373,6 +396,9 @@ impl Runner {
         let change = match shaping.settled.take() {
             // Once it carries the batch, nobody asks what would change.
             Some(settled) if !self.carries(&dead_letters.table, plan) => self.settle(settled, rows).await?,
+            _ if !plan.rebuild.is_empty() && !self.carries(&dead_letters.table, plan) => {
+                Change::Rows(self.unknown_letters(rows).await?)
+            }
             _ => self.without_rows_after(&dead_letters.table, plan, rows),
         };
         let receipt = self.apply(&dead_letters.table, change, plan).await?;
@@ -419,7 +445,13 @@ impl Runner {
     }
 
     /// The same; the commit names the file of what the table remembers.
-    async fn apply_with(&mut self, name: &str, change: Change, plan: &BatchPlan, state: Option<&str>) -> Result<Receipt> {
+    async fn apply_with(
+        &mut self,
+        name: &str,
+        change: Change,
+        plan: &BatchPlan,
+        state: Option<&str>,
+    ) -> Result<Receipt> {
         let known = self.position.as_ref().and_then(|position| position.applied.get(name));
         if let Some(TableFact { applied: Some(applied), version, memory, .. }) = known
             && *applied >= plan.batch

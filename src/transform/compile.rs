@@ -9,11 +9,11 @@ use super::analysis::keeps_columns;
 use super::decode::{Decoder, row_schema};
 use super::engine::{self, OUTPUT};
 use super::expect::{DELETE_FLAG, check_column};
+use super::keeps::{self, CompiledKeeps};
 use super::problems::{Field, Finding, Place, SqlProblem, locate, suggest};
 use super::rewrite::{self, BATCH, Input, InputKind, Moment, Prepared, Scope, prepare_expression, prepare_query};
 use super::types::stored_schema;
 use super::{Reads, dead_letter};
-use super::keeps::{self, CompiledKeeps};
 use crate::config::spec::{
     Action, Engine, Expectation, From, KeepsSpec, OperatorSpec, PipelineSpec, TableSpec, WriteSpec,
 };
@@ -113,8 +113,7 @@ pub fn compile(
             From::Source(_) => None,
         };
         let compiler = TableCompiler { table, batch: &batch, upstream, tables: &schemas, lookups };
-        let is_deferred =
-            |from: &&From| matches!(from, From::Table(name) if tables.get(name).is_some_and(|t: &CompiledTable| t.deferred));
+        let is_deferred = |from: &&From| matches!(from, From::Table(name) if tables.get(name).is_some_and(|t: &CompiledTable| t.deferred));
         let compiled = match &table.keeps {
             None => compiler.compile(),
             Some(spec) => compiler.compile_keeping(spec, &batches, table.inputs().iter().any(is_deferred)),
@@ -287,7 +286,9 @@ impl TableCompiler<'_> {
             let name = &upstream.spec.name;
             let message = match upstream.is_refresh() {
                 true => format!("from a refresh table only another refresh table can be fed, and `{name}` is one"),
-                false => format!("rows of `{name}` are replaced as windows fill: only a refresh table can be fed by it"),
+                false => {
+                    format!("rows of `{name}` are replaced as windows fill: only a refresh table can be fed by it")
+                }
             };
             let finding = Finding { place: Place::START, message, help: None }.help(
                 "what a batch recomputes there may be more after a crash than without one; say `write: {refresh: {by: \

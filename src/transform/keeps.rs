@@ -100,7 +100,10 @@ fn unfit_time(batch: &Schema, column: &str, from: &From) -> Option<Finding> {
         }
         Some((_, field)) if !is_event_time(field.data_type()) => {
             let message = format!("the event time `{column}` is {}, not a timestamp or a date", field.data_type());
-            Some(finding(message).help("cast it in the table before, or name another column with `watermark: {event_time: …}`"))
+            Some(
+                finding(message)
+                    .help("cast it in the table before, or name another column with `watermark: {event_time: …}`"),
+            )
         }
         Some(_) => None,
     }
@@ -115,7 +118,13 @@ fn windows(
     let mut steps = Vec::new();
     let mut batch = compiler.batch.clone();
     if table.sql.is_some() {
-        let shaping = TableSpec { expect: Vec::new(), write: WriteSpec::Append, partition_by: Vec::new(), keeps: None, ..table.clone() };
+        let shaping = TableSpec {
+            expect: Vec::new(),
+            write: WriteSpec::Append,
+            partition_by: Vec::new(),
+            keeps: None,
+            ..table.clone()
+        };
         let step = TableCompiler { table: &shaping, ..*compiler }.compile()?;
         if !step.reads.tables.is_empty() {
             let finding = Finding {
@@ -123,7 +132,11 @@ fn windows(
                 message: "the `sql` of an aggregate reads the rows of the batch, not whole tables".into(),
                 help: None,
             };
-            return Err(vec![finding.help("read `FROM batch`; static sides of joins go under `lookups:`").in_field(&table.name, Field::Sql)]);
+            return Err(vec![
+                finding
+                    .help("read `FROM batch`; static sides of joins go under `lookups:`")
+                    .in_field(&table.name, Field::Sql),
+            ]);
         }
         batch = step.computed.clone();
         steps.push(step);
@@ -214,7 +227,9 @@ fn arguments_of(
     let arguments = measures.arguments.iter().enumerate();
     items.extend(arguments.map(|(number, sql)| format!("({sql}) AS {}", quoted(&argument_column(number)))));
     let coordinates = COORDINATES.iter().filter(|name| batch.column_with_name(name).is_some());
-    items.extend(coordinates.filter(|name| !aggregate.by.iter().any(|by| by == *name)).map(|name| quoted(name).to_string()));
+    items.extend(
+        coordinates.filter(|name| !aggregate.by.iter().any(|by| by == *name)).map(|name| quoted(name).to_string()),
+    );
     if items.is_empty() {
         // `count(*)` over everything: rows must have something to be counted by.
         items.push("1 AS \"_row\"".into());
@@ -238,7 +253,8 @@ fn aggregation(
     measures: &Measures,
     arrivals: &Schema,
 ) -> std::result::Result<Aggregation, Vec<SqlProblem>> {
-    let by = aggregate.by.iter().filter_map(|name| arrivals.field_with_name(name).ok().cloned().map(Arc::new)).collect();
+    let by =
+        aggregate.by.iter().filter_map(|name| arrivals.field_with_name(name).ok().cloned().map(Arc::new)).collect();
     let mut functions = Vec::new();
     let mut problems = Vec::new();
     for aggregate in &measures.functions {
@@ -323,7 +339,8 @@ impl CompiledKeeps {
 
 /// The event time as a timestamp, whatever it was.
 fn with_instants(rows: &RecordBatch, timezone: chrono_tz::Tz) -> Result<RecordBatch> {
-    let Some((at, field)) = rows.schema_ref().column_with_name(EVENT_TIME).map(|(at, field)| (at, field.clone())) else {
+    let Some((at, field)) = rows.schema_ref().column_with_name(EVENT_TIME).map(|(at, field)| (at, field.clone()))
+    else {
         return Ok(rows.clone());
     };
     if *field.data_type() == timestamp() {
@@ -334,6 +351,10 @@ fn with_instants(rows: &RecordBatch, timezone: chrono_tz::Tz) -> Result<RecordBa
     let mut columns = rows.columns().to_vec();
     let mut fields: Vec<_> = rows.schema_ref().fields().iter().cloned().collect();
     columns[at] = times;
-    fields[at] = Arc::new(ArrowField::new(EVENT_TIME, DataType::Timestamp(arrow::datatypes::TimeUnit::Microsecond, Some("UTC".into())), true));
+    fields[at] = Arc::new(ArrowField::new(
+        EVENT_TIME,
+        DataType::Timestamp(arrow::datatypes::TimeUnit::Microsecond, Some("UTC".into())),
+        true,
+    ));
     RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).context(ErrorKind::Failed, "event times as timestamps")
 }

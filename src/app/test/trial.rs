@@ -201,6 +201,7 @@ async fn give_tables(
         skipped: BTreeMap::new(),
         moved: BTreeMap::new(),
         letters: None,
+        rebuild: Vec::new(),
         incarnations: BTreeMap::new(),
         lost: BTreeMap::new(),
         watermarks: BTreeMap::new(),
