@@ -254,7 +254,7 @@ fn aggregation(
     arrivals: &Schema,
 ) -> std::result::Result<Aggregation, Vec<SqlProblem>> {
     let by =
-        aggregate.by.iter().filter_map(|name| arrivals.field_with_name(name).ok().cloned().map(Arc::new)).collect();
+        aggregate.by.iter().filter_map(|name| arrivals.field_with_name(name).ok().cloned()).collect();
     let mut functions = Vec::new();
     let mut problems = Vec::new();
     for aggregate in &measures.functions {
