@@ -449,7 +449,13 @@ impl Inconsistency {
                 "or write to a new table: rename it in the file, and it starts with the next batch",
             ],
         };
-        lines.iter().map(|line| line.to_string()).collect()
+        let mut lines: Vec<String> = lines.iter().map(|line| line.to_string()).collect();
+        if let Inconsistency::MeaningChanged { table, now, .. } = self
+            && [": refresh ", " aggregate "].iter().any(|kind| now.contains(kind))
+        {
+            lines.push(format!("or compute all of it again by the new rules: tidegate rebuild FILE --table {table}"));
+        }
+        lines
     }
 }
 

@@ -115,6 +115,8 @@ pub struct Runner {
     keeping: Option<Keeping>,
     /// Whatever is open is closed by the next batch.
     flush: bool,
+    /// Whatever is open is closed once everything is read.
+    flush_at_end: bool,
     /// Tables whose meaning may have changed, because they are computed again.
     forgive: Vec<String>,
 }
@@ -163,8 +165,14 @@ impl Runner {
             beside: Beside::default(),
             keeping: None,
             flush: false,
+            flush_at_end: false,
             forgive: Vec::new(),
         }
+    }
+
+    /// The next run that reads everything then closes what is still open.
+    pub fn flush_at_end(&mut self) {
+        self.flush_at_end = true;
     }
 
     /// Runs until the trigger is satisfied or `stop` turns true; a batch that was begun is always finished.
@@ -206,6 +214,15 @@ impl Runner {
                 Stepped::Ran(record) => {
                     self.maintain(&record, Duration::ZERO).await;
                     summary.add(*record);
+                }
+                Stepped::Idle if std::mem::take(&mut self.flush_at_end) => {
+                    self.flush = true;
+                    let stepped = self.step(&ends).await;
+                    self.flush = false;
+                    if let Stepped::Ran(record) = stepped? {
+                        summary.add(*record);
+                    }
+                    return Ok(());
                 }
                 Stepped::Idle => return Ok(()),
             }

@@ -72,6 +72,19 @@ pub(super) fn deferred(spec: &PipelineSpec, transform: &dyn Transform) -> BTreeS
     deferred
 }
 
+/// The tables that remember something, and those below them.
+pub(super) fn remembering(spec: &PipelineSpec) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for table in &spec.tables {
+        let upstream_is =
+            table.inputs().into_iter().any(|from| matches!(from, From::Table(name) if found.contains(name)));
+        if upstream_is || table.keeps.is_some() {
+            found.insert(table.name.clone());
+        }
+    }
+    found
+}
+
 /// Whether all dead letters of a batch are known before its first table is applied: then they are committed first, so that
 /// a table that carries the batch is proof that they are kept, even if the source forgets the records.
 pub(super) fn dead_letters_come_first(spec: &PipelineSpec, transform: &dyn Transform) -> bool {
@@ -209,6 +222,28 @@ impl Shaping {
             true => Ok(()),
             false => self.set_aside(spec, dead, &[]),
         }
+    }
+
+    /// Shapes the tables that remember something, and those below them, after dead letters that are replayed.
+    pub fn compute_remembering(
+        &mut self,
+        spec: &PipelineSpec,
+        transform: &dyn Transform,
+        lookups: &HashMap<String, Rows>,
+    ) -> Result<()> {
+        let (remembering, deferred) = (remembering(spec), deferred(spec, transform));
+        let mut dead = Vec::new();
+        for table in spec.tables.iter().filter(|table| remembering.contains(&table.name)) {
+            if deferred.contains(&table.name) {
+                continue;
+            }
+            let batch = self.batch_for(table, transform, lookups, &mut dead)?;
+            let inputs = Inputs { batch, tables: HashMap::new(), lookups: lookups.clone() };
+            let shaped = transform.shape(&table.name, &inputs, &self.context)?;
+            dead.extend(self.accept(&table.name, shaped));
+            self.unknown.remove(&table.name);
+        }
+        self.set_aside(spec, dead, &[])
     }
 
     /// Rows of an upstream that come from elsewhere.

@@ -227,7 +227,17 @@ impl Runner {
         self.ensure_keeping(&plan.rebuild).await?;
         let keeping = self.keeping.take().unwrap_or_default();
         let mut shaping = if let Some(letters) = &plan.letters {
-            self.shape_letters(plan, letters, &lookups).await?.remembering(keeping, plan)
+            let mut shaping = self.shape_letters(plan, letters, &lookups).await?.remembering(keeping, plan);
+            if plan.has_rows() {
+                let (spec, transform) = (self.parts.spec.clone(), self.parts.transform.clone());
+                let lookups = lookups.clone();
+                shaping = blocking(move || {
+                    shaping.compute_remembering(&spec, &*transform, &lookups)?;
+                    Ok(shaping)
+                })
+                .await?;
+            }
+            shaping
         } else if plan.is_by_hand() {
             let context = BatchContext::live(plan);
             Shaping::empty(&context).remembering(keeping, plan)

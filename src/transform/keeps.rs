@@ -253,8 +253,7 @@ fn aggregation(
     measures: &Measures,
     arrivals: &Schema,
 ) -> std::result::Result<Aggregation, Vec<SqlProblem>> {
-    let by =
-        aggregate.by.iter().filter_map(|name| arrivals.field_with_name(name).ok().cloned()).collect();
+    let by = aggregate.by.iter().filter_map(|name| arrivals.field_with_name(name).ok().cloned()).collect();
     let mut functions = Vec::new();
     let mut problems = Vec::new();
     for aggregate in &measures.functions {
