@@ -2,6 +2,7 @@
 
 mod backfill;
 mod bronze;
+mod dashboard;
 mod dlq;
 pub(crate) mod examples;
 mod foreign;
