@@ -7,6 +7,7 @@
 //! 3. Safety decisions are not made here: the log reports facts, [`crate::model::recover`] decides.
 
 pub mod backfills;
+mod forgotten;
 pub mod inspect;
 pub mod lock;
 pub mod log;
@@ -16,6 +17,7 @@ use async_trait::async_trait;
 
 use crate::error::Result;
 use crate::model::batch::{BatchPlan, CommitRecord, Owner, Start};
+use crate::model::forget::Key;
 
 /// What the log holds at its head.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -80,4 +82,19 @@ pub trait CheckpointLog: Send {
 
     /// Deletes plans and commit records older than the newest `keep` batches.
     async fn prune(&self, keep: usize) -> Result<()>;
+
+    /// Keeps a key that is about to be forgotten, under its digest.
+    async fn keep_key(&self, key: &Key) -> Result<()>;
+
+    /// The key of a digest; `None` = it was deleted.
+    async fn key(&self, digest: &str) -> Result<Option<Key>>;
+
+    /// Deletes every key. Only while no batch that needs one is pending.
+    async fn forget_keys(&self) -> Result<()>;
+
+    /// Keeps a receipt unless there is one of that name; says where it lies.
+    async fn keep_receipt(&self, name: &str, receipt: &serde_json::Value) -> Result<String>;
+
+    /// A receipt that was kept.
+    async fn receipt(&self, name: &str) -> Result<Option<serde_json::Value>>;
 }

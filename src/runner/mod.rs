@@ -8,6 +8,7 @@ mod beside;
 mod bronze;
 pub mod clock;
 pub mod event;
+pub mod forget;
 pub mod letters;
 mod maintain;
 pub mod relocate;
@@ -282,6 +283,9 @@ impl Runner {
         };
         for (table, fact) in &facts.tables {
             self.tell_foreign(table, &fact.foreign);
+        }
+        if let (Decision::Plan { .. }, Some(plan), Some(record)) = (&decision, &facts.plan, &facts.commit) {
+            self.close_forget(plan, record).await?;
         }
         let (offsets, incarnations) = self.first_offsets(facts.commit.as_ref()).await?;
         self.position = Some(Position { decision, offsets, incarnations, last: facts.commit, applied: facts.tables });

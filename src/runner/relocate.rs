@@ -105,6 +105,7 @@ impl Runner {
             skipped: BTreeMap::new(),
             moved,
             letters: None,
+            forget: None,
             lost: BTreeMap::new(),
             // The topics stay those that the rest of the position belongs to.
             incarnations: BTreeMap::new(),

@@ -185,6 +185,23 @@ pub enum Change {
         /// The recomputed rows of those groups.
         rows: Vec<RecordBatch>,
     },
+    /// For every table: an operator wants rows forgotten. Those whose values of these columns are among these rows go, from
+    /// the table and from its memory of deletes.
+    Remove {
+        /// The values; the columns are the table's, or some of them.
+        rows: RecordBatch,
+    },
+}
+
+/// What a table holds of some values.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Rows.
+    pub rows: u64,
+    /// Deletes that it remembers.
+    pub remembered: u64,
+    /// It remembers deletes, but not the columns in question.
+    pub is_mute: bool,
 }
 
 /// A table of the pipeline. See the module for the contract.
@@ -229,6 +246,12 @@ pub trait Table: Send {
 
     /// How many rows [`Change::Trim`] would remove now.
     async fn count_after(&mut self, trim: &Trim) -> Result<u64>;
+
+    /// Its columns as they are stored; `None` = there is no table.
+    async fn stored(&mut self) -> Result<Option<SchemaRef>>;
+
+    /// How many rows [`Change::Remove`] would remove now.
+    async fn count_held(&mut self, rows: &RecordBatch) -> Result<Held>;
 
     /// The distinct values of the columns `by` over all rows: what a refresh table that is new computes.
     async fn groups(&mut self, by: &[String]) -> Result<RecordBatch>;

@@ -304,6 +304,21 @@ impl DeltaLakeTable {
                 let receipt = Receipt { inserted, updated, ..Receipt::default() };
                 Ok(Prepared { removes, adds, receipt, operation: DeltaOperation::Update { predicate: None } })
             }
+            (mode, Change::Remove { rows }) => {
+                if let Some(memory) = &mut self.memory {
+                    memory.forget(rows, txn).await?;
+                }
+                let work = super::refresh::find_groups(&self.reader(), self.handle.files()?, schema, rows).await?;
+                let deleted = work.iter().map(|rewrite| rewrite.gone.len() as u64).sum();
+                let keys = match mode {
+                    WriteMode::Append => Vec::new(),
+                    WriteMode::Upsert { key, .. } => key,
+                    WriteMode::Refresh { by } => by,
+                };
+                let (removes, adds) = self.rewrite(schema, &keys, work, Vec::new(), touched).await?;
+                let receipt = Receipt { deleted, ..Receipt::default() };
+                Ok(Prepared { removes, adds, receipt, operation: DeltaOperation::Delete { predicate: None } })
+            }
             (WriteMode::Upsert { key, order_by, delete_flag }, Change::Rows(rows)) => {
                 self.upsert(rows, txn, schema, touched, &key, &order_by, delete_flag.as_deref()).await
             }

@@ -142,6 +142,9 @@ async fn kept(handle: &Handle, order: &Vacuum) -> Result<HashSet<Path>> {
         old.load_version(Some(*version)).await?;
         kept.extend(live(&old)?);
     }
+    if order.app_id.is_empty() {
+        return Ok(kept);
+    }
     if let Some(applied) = handle.applied(&order.app_id).await?
         && let Some((_, actions)) = handle.find_commit(&order.app_id, applied).await?
     {

@@ -1,0 +1,110 @@
+//! Rows that an operator wants gone, whatever table they are in: found by the values of some columns, rewritten without.
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use deltalake::kernel::Action;
+use deltalake::protocol::DeltaOperation;
+
+use super::DeltaLakeTable;
+use super::deletes::Memory;
+use super::files::DataFile;
+use super::refresh::find_groups;
+use super::scan::Reader;
+use super::schema::arrow_schema;
+use super::write::{Writer, remove};
+use crate::error::{Error, ErrorKind, Result};
+use crate::fail;
+use crate::table::{Held, Txn};
+
+async fn count(reader: &Reader, files: Vec<DataFile>, schema: &SchemaRef, rows: &RecordBatch) -> Result<u64> {
+    let work = find_groups(reader, files, schema, rows).await?;
+    Ok(work.iter().map(|rewrite| rewrite.gone.len() as u64).sum())
+}
+
+fn has_columns(schema: &SchemaRef, rows: &RecordBatch) -> bool {
+    rows.schema().fields().iter().all(|field| schema.column_with_name(field.name()).is_some())
+}
+
+impl DeltaLakeTable {
+    /// How many rows [`crate::table::Change::Remove`] would remove.
+    pub(super) async fn count_held(&mut self, rows: &RecordBatch) -> Result<Held> {
+        if self.handle.state().is_none() {
+            self.reload().await?;
+        }
+        let Some(state) = self.handle.state() else { return Ok(Held::default()) };
+        let schema = arrow_schema(state);
+        let mut held =
+            Held { rows: count(&self.reader(), self.handle.files()?, &schema, rows).await?, ..Held::default() };
+        if let Some(memory) = &mut self.memory {
+            (held.remembered, held.is_mute) = memory.count(rows).await?;
+        }
+        Ok(held)
+    }
+}
+
+impl Memory {
+    /// Remembered deletes of these values, and whether there are deletes that do not have the columns.
+    async fn count(&mut self, rows: &RecordBatch) -> Result<(u64, bool)> {
+        self.look().await?;
+        let Some(state) = self.handle.state() else { return Ok((0, false)) };
+        let schema = arrow_schema(state);
+        let files = self.handle.files()?;
+        match has_columns(&schema, rows) {
+            true => Ok((count(&self.reader(), files, &schema, rows).await?, false)),
+            false => Ok((0, !files.is_empty())),
+        }
+    }
+
+    /// Forgets the deletes of these values, once per batch. Before the table itself, like all that the memory does: a
+    /// crash in between is finished by the same batch.
+    pub(super) async fn forget(&mut self, rows: &RecordBatch, txn: &Txn) -> Result<()> {
+        self.look().await?;
+        let txn = Txn { app_id: format!("{}:deletes", txn.app_id), ..txn.clone() };
+        let mut lost = None;
+        for _ in 0..super::ATTEMPTS {
+            self.check_owner()?;
+            self.check_unharmed().await?;
+            let Some(state) = self.handle.state() else { return Ok(()) };
+            let schema = arrow_schema(state);
+            let applied = self.handle.applied(&txn.app_id).await?;
+            if !has_columns(&schema, rows) || applied.is_some_and(|applied| applied >= txn.batch) {
+                return Ok(());
+            }
+            let work = find_groups(&self.reader(), self.handle.files()?, &schema, rows).await?;
+            if work.is_empty() {
+                return Ok(());
+            }
+            fail::hit(fail::REMEMBER)?;
+            let store = self.handle.store();
+            let writer = Writer::new(store.clone(), self.handle.location(), &schema, &[], &[], state);
+            let removes: Vec<Action> =
+                work.iter().filter_map(|rewrite| rewrite.file.remove()).map(Action::Remove).collect();
+            let adds = writer.rewrite(&self.reader(), &schema, work, Vec::new(), &mut []).await?;
+            let actions = removes.into_iter().chain(adds.iter().cloned().map(Action::Add)).collect();
+            match self.handle.commit(actions, DeltaOperation::Delete { predicate: None }, &txn).await {
+                Ok(version) => {
+                    self.unharmed = Some(version);
+                    return Ok(());
+                }
+                // Whether it landed or not: look again, the transaction tells.
+                Err(failure) => {
+                    if failure.is_conflict() {
+                        remove(&store, &adds).await;
+                    }
+                    lost = Some(self.handle.explain(failure.cause, "forget remembered deletes"));
+                    self.handle.load().await?;
+                }
+            }
+        }
+        Err(lost.unwrap_or_else(|| Error::new(ErrorKind::Busy, "the memory of deletes is being changed by others")))
+    }
+
+    async fn look(&mut self) -> Result<()> {
+        match self.loaded {
+            true => self.handle.refresh().await?,
+            false => self.handle.load().await?,
+        };
+        self.loaded = true;
+        Ok(())
+    }
+}
