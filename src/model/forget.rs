@@ -23,6 +23,10 @@ pub struct Key {
     pub values: BTreeMap<String, String>,
     /// Dead letters whose bytes merely contain the values go, too.
     pub containing: bool,
+    /// The key's records, as bronze has them: deletes that are remembered by other columns are found by them. Looked up
+    /// before the plan, because bronze may be the first to lose its rows.
+    #[serde(default)]
+    pub records: Vec<(Partition, Vec<Offset>)>,
 }
 
 impl Key {
@@ -98,7 +102,7 @@ mod tests {
 
     fn key(salt: &str, values: &[(&str, &str)]) -> Key {
         let values = values.iter().map(|(column, value)| (column.to_string(), value.to_string())).collect();
-        Key { version: 2, salt: salt.into(), values, containing: false }
+        Key { version: 2, salt: salt.into(), values, containing: false, records: Vec::new() }
     }
 
     #[test]

@@ -5,9 +5,10 @@
 //! The key itself is not in the plan. It is kept beside it, and deleted when the commit record and the receipt are there.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 use std::time::Instant;
 
-use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch};
+use arrow::array::{ArrayRef, AsArray, BooleanArray, Int32Array, Int64Array, RecordBatch, StringArray};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{Int32Type, Int64Type};
 use serde_json::{Value, json};
@@ -22,9 +23,9 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::fail;
 use crate::model::batch::{BatchId, BatchPlan, CommitRecord, FORMAT_VERSION};
 use crate::model::forget::{Counted, Forget, Key, Still};
-use crate::model::offset::{Offsets, Partition};
+use crate::model::offset::{Offset, Offsets, Partition};
 use crate::source::{Limits, column};
-use crate::table::{Change, Held};
+use crate::table::{Change, Held, Removal};
 use crate::transform::forget::{self, Found, Typed, Values};
 use crate::transform::{BatchContext, letter};
 
@@ -56,7 +57,10 @@ impl Runner {
                 None => Share::Absent,
                 Some(Typed::Lacks(has, lacks)) => Share::Lacks(has, lacks),
                 Some(Typed::Never(why)) => Share::Never(why),
-                Some(Typed::Row(row)) => Share::Holds(self.table(&name)?.count_held(&row).await?),
+                Some(Typed::Row(rows)) => {
+                    let removal = Removal { rows, records: coordinates(&key.records)? };
+                    Share::Holds(self.table(&name)?.count_held(&removal).await?)
+                }
             };
             shares.insert(name, share);
         }
@@ -71,6 +75,26 @@ impl Runner {
             shares.insert(name, share);
         }
         Ok(shares)
+    }
+
+    /// The records that rows of the key came from, as far as tables that only add rows tell.
+    pub async fn records_in_tables(&mut self, key: &Key) -> Result<Vec<(Partition, Vec<Offset>)>> {
+        let appends = self.parts.spec.tables.iter().filter(|table| table.write == WriteSpec::Append);
+        let names: Vec<String> = appends.map(|table| table.name.clone()).collect();
+        let columns = [column::TOPIC, column::PARTITION, column::OFFSET].map(str::to_string);
+        let mut records: BTreeMap<Partition, BTreeSet<Offset>> = BTreeMap::new();
+        for name in names {
+            if !self.parts.transform.keeps_coordinates(&name) {
+                continue;
+            }
+            let Some(Typed::Row(row)) = self.typed(&name, &key.values).await? else { continue };
+            for rows in self.table(&name)?.read(&columns, Some(&row)).await? {
+                for (partition, offset) in places(&rows)? {
+                    records.entry(partition).or_default().insert(offset);
+                }
+            }
+        }
+        Ok(records.into_iter().map(|(partition, offsets)| (partition, offsets.into_iter().collect())).collect())
     }
 
     /// Every column that a table has, but for dead letters.
@@ -250,7 +274,8 @@ impl Runner {
                 _ => None,
             },
         };
-        Ok(rows.map_or(nothing, |rows| Change::Remove { rows }))
+        let records = if is_dead_letters { None } else { coordinates(&key.records)? };
+        Ok(rows.map_or(nothing, |rows| Change::Remove(Removal { rows, records })))
     }
 
     /// After a batch that forgets is done: its receipt, and then the key goes. Again at the next start if a crash came
@@ -329,6 +354,23 @@ pub fn counted(share: &Share, containing: bool) -> Option<Counted> {
         }
         Share::Lacks(..) | Share::Never(_) | Share::Absent => None,
     }
+}
+
+/// Records as rows of their coordinates; none at all = `None`.
+fn coordinates(records: &[(Partition, Vec<Offset>)]) -> Result<Option<RecordBatch>> {
+    let all = || records.iter().flat_map(|(partition, offsets)| offsets.iter().map(move |offset| (partition, *offset)));
+    let topics: StringArray = all().map(|(partition, _)| Some(partition.topic.as_str())).collect();
+    let partitions: Int32Array = all().map(|(partition, _)| Some(partition.partition)).collect();
+    let offsets: Int64Array = all().map(|(_, offset)| Some(offset)).collect();
+    if offsets.is_empty() {
+        return Ok(None);
+    }
+    let columns: [(&str, ArrayRef); 3] = [
+        (column::TOPIC, Arc::new(topics)),
+        (column::PARTITION, Arc::new(partitions)),
+        (column::OFFSET, Arc::new(offsets)),
+    ];
+    RecordBatch::try_from_iter(columns).map(Some).context(ErrorKind::Failed, "coordinates are columns")
 }
 
 /// What letters are found by.

@@ -185,12 +185,18 @@ pub enum Change {
         /// The recomputed rows of those groups.
         rows: Vec<RecordBatch>,
     },
-    /// For every table: an operator wants rows forgotten. Those whose values of these columns are among these rows go, from
-    /// the table and from its memory of deletes.
-    Remove {
-        /// The values; the columns are the table's, or some of them.
-        rows: RecordBatch,
-    },
+    /// For every table: an operator wants rows forgotten. Those whose values are among these go, from the table and from its
+    /// memory of deletes.
+    Remove(Removal),
+}
+
+/// Rows that an operator wants forgotten.
+#[derive(Debug, Clone)]
+pub struct Removal {
+    /// Their values; the columns are the table's, or some of them.
+    pub rows: RecordBatch,
+    /// Topic, partition and offset of their records: what a memory of deletes that lacks the columns is searched for.
+    pub records: Option<RecordBatch>,
 }
 
 /// What a table holds of some values.
@@ -200,7 +206,7 @@ pub struct Held {
     pub rows: u64,
     /// Deletes that it remembers.
     pub remembered: u64,
-    /// It remembers deletes, but not the columns in question.
+    /// It remembers deletes, but not the columns in question: those of records that are known were found, others were not.
     pub is_mute: bool,
 }
 
@@ -251,7 +257,7 @@ pub trait Table: Send {
     async fn stored(&mut self) -> Result<Option<SchemaRef>>;
 
     /// How many rows [`Change::Remove`] would remove now.
-    async fn count_held(&mut self, rows: &RecordBatch) -> Result<Held>;
+    async fn count_held(&mut self, removal: &Removal) -> Result<Held>;
 
     /// The distinct values of the columns `by` over all rows: what a refresh table that is new computes.
     async fn groups(&mut self, by: &[String]) -> Result<RecordBatch>;

@@ -80,7 +80,7 @@ pub(super) async fn forget(global: &Global, args: &ForgetArgs) -> Result<Outcome
     let mut runner = Runner::new(parts);
     let last = runner.standing().await?.last;
     let salt = compose::salt();
-    let key = Key { version: FORMAT_VERSION, salt, values, containing: args.containing };
+    let key = Key { version: FORMAT_VERSION, salt, values, containing: args.containing, records: Vec::new() };
     let account = account(&mut runner, spec, key, args, last).await?;
     if !args.yes {
         return Ok(say::dry_run(global, args, &account));
@@ -159,10 +159,11 @@ fn alone(spec: &PipelineSpec, log: &ObjectLog, owner: &Owner) -> Result<(Option<
 async fn account(
     runner: &mut Runner,
     spec: PipelineSpec,
-    key: Key,
+    mut key: Key,
     args: &ForgetArgs,
     last: BatchId,
 ) -> Result<Account> {
+    key.records = runner.records_in_tables(&key).await?;
     let mut shares = runner.shares(&key).await?;
     check_columns(runner, &shares, &key).await?;
     let is_asked = |name: &String| args.tables.is_empty() || args.tables.contains(name);

@@ -8,11 +8,10 @@ use super::super::Outcome;
 use super::super::output::{aligned, counted, file_argument, grouped, quoted};
 use super::{Account, Done};
 use crate::cli::{ForgetArgs, Global};
-use crate::config::spec::{From, PipelineSpec, SHORTEST_RETENTION, TableSpec};
+use crate::config::spec::{PipelineSpec, SHORTEST_RETENTION};
 use crate::model::batch::{BatchId, FORMAT_VERSION};
 use crate::model::forget::Still;
 use crate::runner::forget::Share;
-use crate::table::Held;
 use crate::table::maintain::Vacuumed;
 
 pub(super) fn never_ran(spec: &PipelineSpec) -> Outcome {
@@ -57,7 +56,7 @@ pub(super) fn done(global: &Global, args: &ForgetArgs, account: &Account, done: 
         Some(vacuumed) => text.push_str(&deleted(vacuumed)),
         None if done.batch.is_some() => text.push_str(&format!(
             "old files still hold them: {}; to delete them now:\n  {} --vacuum --yes\n",
-            until(account),
+            until(account, &file_argument(global, &args.pipeline.file)),
             command(global, args)
         )),
         None => {}
@@ -100,26 +99,18 @@ fn what_there_is(account: &Account) -> String {
         };
         rows.push(vec![name.clone(), count, remembered, verdict(account, name, share)]);
     }
-    let mut table = aligned(&["table", "rows", "remembered deletes", "what happens"], &rows, 1);
-    // The words of the last column are no numbers.
-    if let Some(shown) = left_last(&rows) {
-        table = shown;
-    }
-    text.push_str(&table);
+    text.push_str(&worded(&rows));
     text.push_str(&sources(account));
     text
 }
 
-/// The table with words in the last column aligned to the left.
-fn left_last(rows: &[Vec<String>]) -> Option<String> {
-    let header = ["table", "rows", "remembered deletes"].map(str::to_string).to_vec();
-    let cut: Vec<Vec<String>> = rows.iter().map(|row| row[..3].to_vec()).collect();
-    let numbers = aligned(&header.iter().map(String::as_str).collect::<Vec<_>>(), &cut, 1);
-    let words = std::iter::once("what happens".to_string()).chain(rows.iter().map(|row| row[3].clone()));
-    let lines: Vec<&str> = numbers.lines().collect();
-    let width = lines.iter().map(|line| line.chars().count()).max()?;
-    let joined = lines.iter().zip(words).map(|(line, words)| format!("{line:width$}  {words}\n"));
-    Some(joined.collect())
+/// Numbers to the right, and the words after them to the left.
+fn worded(rows: &[Vec<String>]) -> String {
+    let numbers: Vec<Vec<String>> = rows.iter().map(|row| row[..3].to_vec()).collect();
+    let numbers = aligned(&["table", "rows", "remembered deletes"], &numbers, 1);
+    let width = numbers.lines().map(|line| line.chars().count()).max().unwrap_or_default();
+    let words = std::iter::once("what happens").chain(rows.iter().map(|row| row[3].as_str()));
+    numbers.lines().zip(words).map(|(line, words)| format!("{line:width$}  {words}\n")).collect()
 }
 
 fn condition(account: &Account) -> String {
@@ -129,55 +120,46 @@ fn condition(account: &Account) -> String {
 
 /// What happens to one table, and why it matters where nothing does.
 fn verdict(account: &Account, name: &str, share: &Share) -> String {
-    let is_recomputed = account.recomputed.contains(name);
     match share {
-        Share::Holds(_) if is_recomputed => "recomputed for the groups that are touched".to_string(),
+        Share::Holds(_) if account.recomputed.contains(name) => RECOMPUTED.to_string(),
         Share::Holds(_) if !account.tables.contains_key(name) => {
-            "not touched: it is computed from tables that are not touched".to_string()
+            "stays: it is computed from tables without the column; forget by a column that they have".to_string()
         }
-        Share::Holds(Held { is_mute: true, .. }) => {
-            "removed; deletes that it remembers are kept by other columns, and cannot be told apart: they stay"
-                .to_string()
+        Share::Holds(held) => {
+            let what = if held.rows + held.remembered == 0 { "nothing to remove" } else { "removed" };
+            let mute = "; deletes are remembered by other columns: those of records in bronze are found, others stay";
+            format!("{what}{}", if held.is_mute { mute } else { "" })
         }
-        Share::Holds(held) if held.rows + held.remembered == 0 => "nothing to remove".to_string(),
-        Share::Holds(_) => "removed".to_string(),
+        Share::Letters(0, 0) => "nothing to remove".to_string(),
         Share::Letters(_, 0) => "removed".to_string(),
         Share::Letters(_, contain) if account.key.containing => {
             format!("removed, {} of them because they contain the values", grouped(*contain))
         }
-        Share::Letters(_, contain) => {
-            let letters = counted(*contain, "more letter contains", "more letters contain");
-            format!("removed; {letters} the values as words: they stay unless --containing")
+        Share::Letters(has, contain) => {
+            let what = if *has == 0 { "nothing to remove" } else { "removed" };
+            let letters = counted(*contain, "letter that contains", "letters that contain");
+            format!("{what}; {letters} the values as words: kept unless --containing")
         }
-        Share::Never(why) => format!("not touched: {why}"),
+        Share::Never(why) => format!("stays: {why}"),
         Share::Absent => "not written yet".to_string(),
-        Share::Lacks(has, lacks) => format!("{}{}", lacking(has, lacks), consequence(account, name)),
+        Share::Lacks(has, lacks) => format!("{}: {}", lacking(has, lacks), consequence(account, name)),
     }
 }
+
+const RECOMPUTED: &str = "recomputed for the groups that are touched";
 
 fn lacking(has: &[String], lacks: &[String]) -> String {
     match has.is_empty() {
         true => format!("no column {}", lacks.join(", ")),
-        false => format!("not touched: it has {} and no column {}", has.join(", "), lacks.join(", ")),
+        false => format!("column {}, but no {}", has.join(", "), lacks.join(", ")),
     }
 }
 
-fn consequence(account: &Account, name: &str) -> String {
+fn consequence(account: &Account, name: &str) -> &'static str {
     if account.recomputed.contains(name) {
-        return ": recomputed for the groups that are touched, no problem".to_string();
+        return RECOMPUTED;
     }
-    let upstream = |table: &TableSpec| match &table.from {
-        From::Table(upstream) => account.tables.contains_key(upstream),
-        From::Source(_) => true,
-    };
-    match account.spec.tables.iter().find(|table| table.name == name) {
-        Some(table) if upstream(table) => {
-            ": its rows may come from these records and cannot be told apart; a PROBLEM if they name the person in another \
-             column (forget by that column, too)"
-                .to_string()
-        }
-        _ => String::new(),
-    }
+    "stays, its rows cannot be told apart; a PROBLEM if another column names the person"
 }
 
 fn sources(account: &Account) -> String {
@@ -190,13 +172,15 @@ fn sources(account: &Account) -> String {
     for (name, still) in sources {
         let records: u64 = still.iter().map(|still| still.records).sum();
         if account.mute.contains(name) {
-            text.push_str(&format!("source {name}: its schema lacks the columns, its records cannot be told apart\n"));
+            text.push_str(&format!(
+                "source `{name}`: its schema lacks the columns, its records cannot be told apart\n"
+            ));
         }
         if records == 0 {
             continue;
         }
         let counted = counted(records, "record", "records");
-        text.push_str(&format!("source {name} still holds {counted}; they are not touched:\n"));
+        text.push_str(&format!("source `{name}` still holds {counted}; they are not touched:\n"));
         let row = |still: &Still| {
             let numbers = [still.records.to_string(), still.first.to_string(), still.last.to_string()];
             std::iter::once(still.partition.to_string()).chain(numbers).collect::<Vec<_>>()
@@ -223,13 +207,13 @@ fn deleted(vacuumed: &BTreeMap<String, Vacuumed>) -> String {
 }
 
 /// When old files leave by themselves.
-fn until(account: &Account) -> String {
+fn until(account: &Account, file: &str) -> String {
     let by_itself = account.tables.keys().all(|name| account.spec.maintain.of(name).vacuum.is_some());
     let retain = account.tables.keys().filter_map(|name| account.spec.maintain.of(name).vacuum).max();
     let days = retain.unwrap_or(SHORTEST_RETENTION).max(SHORTEST_RETENTION).as_secs().div_ceil(86_400);
     match by_itself {
         true => format!("runs delete them after {days} days"),
-        false => format!("after {days} days `tidegate vacuum FILE --yes` deletes them"),
+        false => format!("after {days} days `tidegate vacuum {file} --yes` deletes them"),
     }
 }
 

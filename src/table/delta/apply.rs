@@ -304,11 +304,12 @@ impl DeltaLakeTable {
                 let receipt = Receipt { inserted, updated, ..Receipt::default() };
                 Ok(Prepared { removes, adds, receipt, operation: DeltaOperation::Update { predicate: None } })
             }
-            (mode, Change::Remove { rows }) => {
+            (mode, Change::Remove(removal)) => {
                 if let Some(memory) = &mut self.memory {
-                    memory.forget(rows, txn).await?;
+                    memory.forget(removal, txn).await?;
                 }
-                let work = super::refresh::find_groups(&self.reader(), self.handle.files()?, schema, rows).await?;
+                let (reader, files) = (self.reader(), self.handle.files()?);
+                let work = super::refresh::find_groups(&reader, files, schema, &removal.rows).await?;
                 let deleted = work.iter().map(|rewrite| rewrite.gone.len() as u64).sum();
                 let keys = match mode {
                     WriteMode::Append => Vec::new(),

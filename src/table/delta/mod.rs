@@ -51,7 +51,7 @@ use self::rows::Distinct;
 use self::scan::{Pruner, Reader, Semi};
 use self::schema::{arrow_schema, check_kept, check_nulls, made_by, project, reconcile};
 use super::maintain::{Compacted, Compaction, Vacuum, Vacuumed};
-use super::{Change, Held, Pin, Span, Table, TableDefinition, TableState, Trim, Txn, WriteMode};
+use super::{Change, Held, Pin, Removal, Span, Table, TableDefinition, TableState, Trim, Txn, WriteMode};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::model::batch::{BatchId, ForeignWrite, Receipt};
 use crate::storage::Storage;
@@ -401,8 +401,8 @@ impl Table for DeltaLakeTable {
         Ok(self.handle.state().map(arrow_schema))
     }
 
-    async fn count_held(&mut self, rows: &RecordBatch) -> Result<Held> {
-        DeltaLakeTable::count_held(self, rows).await
+    async fn count_held(&mut self, removal: &Removal) -> Result<Held> {
+        DeltaLakeTable::count_held(self, removal).await
     }
 
     async fn groups(&mut self, by: &[String]) -> Result<RecordBatch> {

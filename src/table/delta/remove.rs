@@ -14,7 +14,7 @@ use super::schema::arrow_schema;
 use super::write::{Writer, remove};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fail;
-use crate::table::{Held, Txn};
+use crate::table::{Held, Removal, Txn};
 
 async fn count(reader: &Reader, files: Vec<DataFile>, schema: &SchemaRef, rows: &RecordBatch) -> Result<u64> {
     let work = find_groups(reader, files, schema, rows).await?;
@@ -25,18 +25,26 @@ fn has_columns(schema: &SchemaRef, rows: &RecordBatch) -> bool {
     rows.schema().fields().iter().all(|field| schema.column_with_name(field.name()).is_some())
 }
 
+/// What remembered deletes are found by: the values themselves, or else the records that deleted.
+fn wanted<'a>(schema: &SchemaRef, removal: &'a Removal) -> Option<&'a RecordBatch> {
+    let candidates = std::iter::once(&removal.rows).chain(&removal.records);
+    candidates.into_iter().find(|rows| has_columns(schema, rows))
+}
+
 impl DeltaLakeTable {
     /// How many rows [`crate::table::Change::Remove`] would remove.
-    pub(super) async fn count_held(&mut self, rows: &RecordBatch) -> Result<Held> {
+    pub(super) async fn count_held(&mut self, removal: &Removal) -> Result<Held> {
         if self.handle.state().is_none() {
             self.reload().await?;
         }
         let Some(state) = self.handle.state() else { return Ok(Held::default()) };
         let schema = arrow_schema(state);
-        let mut held =
-            Held { rows: count(&self.reader(), self.handle.files()?, &schema, rows).await?, ..Held::default() };
+        let mut held = Held {
+            rows: count(&self.reader(), self.handle.files()?, &schema, &removal.rows).await?,
+            ..Held::default()
+        };
         if let Some(memory) = &mut self.memory {
-            (held.remembered, held.is_mute) = memory.count(rows).await?;
+            (held.remembered, held.is_mute) = memory.count(removal).await?;
         }
         Ok(held)
     }
@@ -44,20 +52,21 @@ impl DeltaLakeTable {
 
 impl Memory {
     /// Remembered deletes of these values, and whether there are deletes that do not have the columns.
-    async fn count(&mut self, rows: &RecordBatch) -> Result<(u64, bool)> {
+    async fn count(&mut self, removal: &Removal) -> Result<(u64, bool)> {
         self.look().await?;
         let Some(state) = self.handle.state() else { return Ok((0, false)) };
         let schema = arrow_schema(state);
         let files = self.handle.files()?;
-        match has_columns(&schema, rows) {
-            true => Ok((count(&self.reader(), files, &schema, rows).await?, false)),
-            false => Ok((0, !files.is_empty())),
+        let is_mute = !has_columns(&schema, &removal.rows) && !files.is_empty();
+        match wanted(&schema, removal) {
+            Some(rows) => Ok((count(&self.reader(), files, &schema, rows).await?, is_mute)),
+            None => Ok((0, is_mute)),
         }
     }
 
     /// Forgets the deletes of these values, once per batch. Before the table itself, like all that the memory does: a
     /// crash in between is finished by the same batch.
-    pub(super) async fn forget(&mut self, rows: &RecordBatch, txn: &Txn) -> Result<()> {
+    pub(super) async fn forget(&mut self, removal: &Removal, txn: &Txn) -> Result<()> {
         self.look().await?;
         let txn = Txn { app_id: format!("{}:deletes", txn.app_id), ..txn.clone() };
         let mut lost = None;
@@ -67,9 +76,10 @@ impl Memory {
             let Some(state) = self.handle.state() else { return Ok(()) };
             let schema = arrow_schema(state);
             let applied = self.handle.applied(&txn.app_id).await?;
-            if !has_columns(&schema, rows) || applied.is_some_and(|applied| applied >= txn.batch) {
+            if applied.is_some_and(|applied| applied >= txn.batch) {
                 return Ok(());
             }
+            let Some(rows) = wanted(&schema, removal) else { return Ok(()) };
             let work = find_groups(&self.reader(), self.handle.files()?, &schema, rows).await?;
             if work.is_empty() {
                 return Ok(());
