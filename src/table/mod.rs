@@ -9,7 +9,8 @@
 //! 4. The result depends only on the set of rows applied so far, never on how they were cut into batches.
 //! 5. Losing against another writer of the same application id is an error of kind `Busy`, and changes nothing.
 //! 6. `apply_at` changes nothing unless the table still is as it was pinned.
-//! 7. `compact`, `vacuum` and `tidy_log` change no row and no batch number, whoever else writes meanwhile.
+//! 7. [`Change::Remove`] takes rows from the table and deletes from its memory, once, whatever kind of table it is.
+//! 8. `compact`, `vacuum` and `tidy_log` change no row and no batch number, whoever else writes meanwhile.
 
 pub mod delta;
 pub mod glance;
