@@ -216,15 +216,12 @@ async fn check_columns(runner: &mut Runner, shares: &BTreeMap<String, Share>, ke
         return Err(Error::new(ErrorKind::Usage, format!("--key: no row can have this value: {why}")).help(nothing));
     }
     let known = runner.columns().await?;
-    for column in key.values.keys().filter(|column| !known.contains(*column)) {
+    if let Some(column) = key.values.keys().find(|column| !known.contains(*column)) {
         let error = Error::new(ErrorKind::Usage, format!("--key: no table has a column `{column}`")).help(nothing);
         return Err(match suggest(column, known.iter().map(String::as_str), "columns") {
             Some(help) => error.help(help),
             None => error.help("no table was written yet"),
         });
-    }
-    if shares.values().all(|share| matches!(share, Share::Absent)) {
-        return Ok(());
     }
     let columns = key.columns().join(", ");
     Err(Error::new(ErrorKind::Usage, format!("--key: no table has all of the columns {columns}"))
