@@ -94,7 +94,7 @@ impl ObjectLog {
             // A key is never moved aside, where it would stay.
             path.as_ref() == "lock"
                 || path.as_ref().starts_with(ASIDE)
-                || [backfills::FOLDER, forgotten::KEYS, forgotten::RECEIPTS].contains(&folder)
+                || [backfills::FOLDER, forgotten::KEYS, forgotten::RECEIPTS, forgotten::OWED].contains(&folder)
         };
         paths.retain(|path| !is_other(path));
         paths.sort();

@@ -10,8 +10,8 @@ use super::PipelineArgs;
     after_help = "What goes: rows whose columns have the values, all of the key's columns, in every table that has them all; the\n\
                         deletes that upsert tables remember of them; dead letters whose JSON has the fields. Tables that are\n\
                         recomputed follow. Nothing else changes. Killed anywhere, the next run finishes what was begun.\n\
-                        What stays: records in Kafka (shown), rows that arrive later, and, until --vacuum or a later vacuum, the\n\
-                        files of older versions."
+                        What stays: records in Kafka (shown), rows that arrive later, smallest and largest values in _delta_log\n\
+                        (shown), and, until --vacuum or a later vacuum, the files of older versions."
 )]
 pub struct ForgetArgs {
     /// The pipeline.

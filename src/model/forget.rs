@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::batch::BatchId;
 use super::offset::{Offset, Partition};
 
 /// What is forgotten: every row whose columns have these values, all of them.
@@ -64,6 +65,21 @@ pub struct Forget {
     /// What the sources still hold, by source; absent = they were not asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sources: Option<BTreeMap<String, Vec<Still>>>,
+    /// The old files are to be deleted at once, too: if a crash comes in between, it is still owed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub vacuum: bool,
+}
+
+/// Tables whose old files are to be deleted because of what a batch forgot; in the log until they are. It says nothing of
+/// the key, which is gone by then.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owed {
+    /// On-disk format.
+    pub version: u32,
+    /// The batch that forgot.
+    pub batch: BatchId,
+    /// The tables.
+    pub tables: Vec<String>,
 }
 
 /// Rows that go.

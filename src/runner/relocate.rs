@@ -55,7 +55,7 @@ impl Runner {
             Decision::Replay(plan) => Err(Error::new(
                 ErrorKind::Config,
                 format!(
-                    "batch {} was begun and is not finished: nothing can be moved or replayed under it",
+                    "batch {} was begun and is not finished: nothing can be moved, replayed or forgotten under it",
                     plan.batch
                 ),
             )

@@ -20,6 +20,7 @@ pub mod trace;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
@@ -211,6 +212,26 @@ pub struct Held {
     pub is_mute: bool,
 }
 
+/// Where the log of a table names values of rows that went, and for how long.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Traces {
+    /// Of the columns in question, those whose smallest and largest value of each file the log has.
+    pub statistics: Vec<String>,
+    /// Of the columns in question, those that files are parted by: the log and the folders have each value.
+    pub partitions: Vec<String>,
+    /// Entries stay this long (`delta.logRetentionDuration`),
+    pub retention: Duration,
+    /// and in any case until the table has so many newer ones.
+    pub newer: u64,
+}
+
+impl Traces {
+    /// Whether the log names no value.
+    pub fn is_nothing(&self) -> bool {
+        self.statistics.is_empty() && self.partitions.is_empty()
+    }
+}
+
 /// A table of the pipeline. See the module for the contract.
 #[async_trait]
 pub trait Table: Send {
@@ -259,6 +280,9 @@ pub trait Table: Send {
 
     /// How many rows [`Change::Remove`] would remove now.
     async fn count_held(&mut self, removal: &Removal) -> Result<Held>;
+
+    /// Where its log, and that of what it keeps beside itself, names values of these columns.
+    async fn traces(&mut self, columns: &[String]) -> Result<Traces>;
 
     /// The distinct values of the columns `by` over all rows: what a refresh table that is new computes.
     async fn groups(&mut self, by: &[String]) -> Result<RecordBatch>;

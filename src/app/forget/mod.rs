@@ -1,27 +1,29 @@
 //! `tidegate forget`: a person is taken out of every table. Without `--yes` everything is counted and nothing is done.
 
+mod files;
 mod say;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::time::Duration;
 
 use serde_json::Value;
 
 use super::compose::{self, Checked};
+use super::output::file_argument;
 use super::{Failure, Outcome};
+use crate::checkpoint::backfills::Backfills;
 use crate::checkpoint::log::ObjectLog;
 use crate::checkpoint::{CheckpointLog, Identity, backfills, lock};
 use crate::cli::{ForgetArgs, Global};
-use crate::config::spec::{From, PipelineSpec, SourceSpec, WriteSpec};
+use crate::config::spec::{PipelineSpec, SourceSpec, WriteSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::batch::{BatchId, FORMAT_VERSION, Owner};
-use crate::model::forget::{Counted, Forget, Key, Still};
-use crate::runner::clock::{Clock, SystemClock};
+use crate::model::forget::{Counted, Forget, Key, Owed, Still};
 use crate::runner::event::Event;
-use crate::runner::forget::{Share, counted, receipt_name};
+use crate::runner::forget::{Share, counted, files_receipt_name, receipt_name, recomputed};
 use crate::runner::{Parts, Runner};
-use crate::table::maintain::{Vacuum, Vacuumed};
+use crate::table::Traces;
+use crate::table::maintain::Vacuumed;
 use crate::transform::problems::suggest;
 
 /// Everything that is known before anything is done.
@@ -38,6 +40,14 @@ struct Account {
     sources: Option<BTreeMap<String, Vec<Still>>>,
     /// Sources without a column of the key.
     mute: Vec<String>,
+    /// Tables that `--tables` leaves out although they hold rows of the key.
+    left_out: BTreeMap<String, u64>,
+    /// Where logs name values of the key, by table that is touched.
+    traces: BTreeMap<String, Traces>,
+    /// Old files that an earlier command was to delete, and did not.
+    owed: Vec<Owed>,
+    /// Whether a backfill was begun and is not finished.
+    is_deriving: bool,
     last: BatchId,
 }
 
@@ -48,7 +58,7 @@ impl Account {
     }
 
     /// The tables whose old files may hold the person: those that are touched, and those that are recomputed.
-    fn vacuumed(&self) -> BTreeSet<&String> {
+    fn changed(&self) -> BTreeSet<&String> {
         self.tables.keys().chain(&self.recomputed).collect()
     }
 }
@@ -81,9 +91,16 @@ pub(super) async fn forget(global: &Global, args: &ForgetArgs) -> Result<Outcome
     let last = runner.standing().await?.last;
     let salt = compose::salt();
     let key = Key { version: FORMAT_VERSION, salt, values, containing: args.containing, records: Vec::new() };
-    let account = account(&mut runner, spec, key, args, last).await?;
+    let mut account = account(&mut runner, spec, key, args, last).await?;
+    let log = compose::open_log(&account.spec)?;
+    compose::known_identity(&account.spec, &log).await?;
+    account.owed = files::unpaid(&log).await?;
+    account.is_deriving = is_deriving(&account.spec, &identity).await?;
     if !args.yes {
         return Ok(say::dry_run(global, args, &account));
+    }
+    if account.is_deriving {
+        return Err(say::deriving(&file_argument(global, &args.pipeline.file)).into());
     }
     let mut done = Done::default();
     if !account.is_empty() {
@@ -92,24 +109,28 @@ pub(super) async fn forget(global: &Global, args: &ForgetArgs) -> Result<Outcome
             columns: account.key.columns(),
             tables: account.tables.clone(),
             sources: account.sources.clone(),
+            vacuum: args.vacuum,
         };
         done.batch = Some(runner.forget(&account.key, what).await.map_err(begun)?.batch);
     }
-    let log = compose::open_log(&account.spec)?;
-    compose::known_identity(&account.spec, &log).await?;
     if let Some(batch) = done.batch {
         let name = receipt_name(batch);
         done.receipt = log.receipt(&name).await?.unwrap_or_default();
         done.kept_at = Some(format!("{location}/receipts/{name}.json"));
     }
-    if args.vacuum {
-        let checked = compose::check(global, &args.pipeline.file).await?;
-        let vacuumed = vacuum(&checked, &identity, &account).await.map_err(after(&done))?;
-        let name = format!("{}-files", receipt_name(done.batch.unwrap_or(account.last)));
-        log.keep_receipt(&name, &say::files(&account.spec, done.batch, &vacuumed)).await?;
-        done.vacuumed = Some(vacuumed);
+    let checked = compose::check(global, &args.pipeline.file).await?;
+    let asked = if args.vacuum { account.changed() } else { BTreeSet::new() };
+    done.vacuumed = files::delete(&checked, &identity, &log, &asked).await.map_err(after(&done))?;
+    if let (Some(vacuumed), None, true) = (&done.vacuumed, done.batch, args.vacuum) {
+        log.keep_receipt(&files_receipt_name(account.last), &say::files(&account.spec, None, vacuumed)).await?;
     }
     Ok(say::done(global, args, &account, &done))
+}
+
+/// A backfill that was begun has computed rows from what it has read, and needs old files to finish.
+async fn is_deriving(spec: &PipelineSpec, identity: &Identity) -> Result<bool> {
+    let ledger = Backfills::new(&super::backfill::log_folder(spec)?, &identity.pipeline_id)?.ledger().await?;
+    Ok(ledger.iter().any(|head| head.pending().is_some()))
 }
 
 /// `COLUMN=VALUE`; values may have equals signs of their own.
@@ -166,33 +187,49 @@ async fn account(
     key.records = runner.records_in_tables(&key).await?;
     let mut shares = runner.shares(&key).await?;
     check_columns(runner, &shares, &key).await?;
+    let absent: BTreeSet<String> =
+        shares.iter().filter(|(_, share)| **share == Share::Absent).map(|(name, _)| name.clone()).collect();
+    let is_absent = |name: &String| absent.contains(name);
     let is_asked = |name: &String| args.tables.is_empty() || args.tables.contains(name);
     let order = spec.tables.iter().map(|table| table.name.clone());
     let order = order.chain(spec.dead_letters.iter().map(|dead_letters| dead_letters.table.clone()));
+    let is_refresh = |name: &str| {
+        spec.tables.iter().any(|table| table.name == name && matches!(table.write, WriteSpec::Refresh { .. }))
+    };
+    let others = shares.iter().filter(|(name, _)| !is_asked(name) && !is_refresh(name));
+    let left_out: BTreeMap<String, u64> = others
+        .filter_map(|(name, share)| Some((name.clone(), counted(share, key.containing)?.rows)))
+        .filter(|(_, rows)| *rows > 0)
+        .collect();
     let shares: Vec<(String, Share)> = order
         .filter_map(|name| shares.remove(&name).map(|share| (name, share)))
         .filter(|(name, _)| is_asked(name))
         .collect();
-    let is_refresh = |name: &str| {
-        spec.tables.iter().any(|table| table.name == name && matches!(table.write, WriteSpec::Refresh { .. }))
-    };
     let goes = shares.iter().filter(|(name, _)| !is_refresh(name));
     let tables: BTreeMap<String, Counted> =
         goes.filter_map(|(name, share)| Some((name.clone(), counted(share, key.containing)?))).collect();
-    let mut recomputed = BTreeSet::new();
-    for table in &spec.tables {
-        if let (WriteSpec::Refresh { .. }, From::Table(upstream)) = (&table.write, &table.from)
-            && (tables.contains_key(upstream) || recomputed.contains(upstream))
-        {
-            recomputed.insert(table.name.clone());
-        }
-    }
+    let recomputed = recomputed(&spec, tables.keys());
+    let changed = tables.keys().chain(&recomputed).filter(|name| !is_absent(name));
+    let traces = runner.traces(changed, &key.columns()).await?;
     let mute = mute(&spec, &key);
     let sources = match args.offline {
         true => None,
         false => Some(runner.still_in_sources(&key).await?),
     };
-    Ok(Account { spec, key, shares, tables, recomputed, sources, mute, last })
+    Ok(Account {
+        spec,
+        key,
+        shares,
+        tables,
+        recomputed,
+        sources,
+        mute,
+        left_out,
+        traces,
+        owed: Vec::new(),
+        is_deriving: false,
+        last,
+    })
 }
 
 /// Sources whose decoded records lack a column of the key.
@@ -227,32 +264,6 @@ async fn check_columns(runner: &mut Runner, shares: &BTreeMap<String, Share>, ke
     Err(Error::new(ErrorKind::Usage, format!("--key: no table has all of the columns {columns}"))
         .help(nothing)
         .help("a row is found by all of them; forget by fewer columns, or by one that every table has"))
-}
-
-/// Deletes the old files of the tables that held the person, whatever their age: the batch is done, and nobody else works.
-async fn vacuum(checked: &Checked, identity: &Identity, account: &Account) -> Result<BTreeMap<String, Vacuumed>> {
-    let chosen = account.vacuumed();
-    let mut done = BTreeMap::new();
-    for mut table in compose::open_tables(checked, identity)? {
-        let name = table.definition().name.clone();
-        if !chosen.contains(&name) {
-            continue;
-        }
-        let order = Vacuum {
-            // Files that the batch took out a moment ago are older than this.
-            now: SystemClock.now() + Duration::from_millis(2),
-            retain: Duration::ZERO,
-            force: true,
-            every: None,
-            app_id: String::new(),
-            keep_versions: Vec::new(),
-            dry_run: false,
-            until: None,
-        };
-        let vacuumed = table.vacuum(&order).await.map_err(|error| error.with("table", &name))?;
-        done.insert(name, vacuumed.unwrap_or_default());
-    }
-    Ok(done)
 }
 
 fn begun(error: Error) -> Error {

@@ -8,10 +8,12 @@ use super::super::Outcome;
 use super::super::output::{aligned, counted, file_argument, grouped, quoted};
 use super::{Account, Done};
 use crate::cli::{ForgetArgs, Global};
-use crate::config::spec::{PipelineSpec, SHORTEST_RETENTION};
+use crate::config::spec::{From, PipelineSpec, SHORTEST_RETENTION};
+use crate::error::{Error, ErrorKind};
 use crate::model::batch::{BatchId, FORMAT_VERSION};
 use crate::model::forget::Still;
 use crate::runner::forget::Share;
+use crate::table::Traces;
 use crate::table::maintain::Vacuumed;
 
 pub(super) fn never_ran(spec: &PipelineSpec) -> Outcome {
@@ -21,8 +23,11 @@ pub(super) fn never_ran(spec: &PipelineSpec) -> Outcome {
 }
 
 pub(super) fn dry_run(global: &Global, args: &ForgetArgs, account: &Account) -> Outcome {
-    let mut text = what_there_is(account);
+    let mut text = what_there_is(args, account);
     let command = command(global, args);
+    if account.is_deriving {
+        text.push_str(&format!("{}; until then nothing is forgotten\n", DERIVING));
+    }
     if account.is_empty() {
         text.push_str("nothing was written: no table holds a row of this key any more\n");
         text.push_str(&format!(
@@ -44,7 +49,7 @@ pub(super) fn dry_run(global: &Global, args: &ForgetArgs, account: &Account) -> 
 }
 
 pub(super) fn done(global: &Global, args: &ForgetArgs, account: &Account, done: &Done) -> Outcome {
-    let mut text = what_there_is(account);
+    let mut text = what_there_is(args, account);
     match done.batch {
         Some(batch) => text.push_str(&format!("done: batch {batch} took them out of every table\n")),
         None => text.push_str("nothing left to do: no table holds a row of this key\n"),
@@ -60,6 +65,10 @@ pub(super) fn done(global: &Global, args: &ForgetArgs, account: &Account, done: 
             command(global, args)
         )),
         None => {}
+    }
+    if let Some(until) = logs_until(&done.receipt) {
+        let day = until.split('T').next().unwrap_or(until);
+        text.push_str(&format!("their _delta_log names values of the key until {day} at the earliest (`log` below)\n"));
     }
     if done.batch.is_some() {
         text.push_str(&format!("{:#}\n", done.receipt));
@@ -85,7 +94,16 @@ fn command(global: &Global, args: &ForgetArgs) -> String {
     command
 }
 
-fn what_there_is(account: &Account) -> String {
+const DERIVING: &str = "a backfill was begun and is not finished: it has read rows, and needs old files to finish";
+
+/// Refused while a backfill is in the middle of its work.
+pub(super) fn deriving(file: &str) -> Error {
+    Error::new(ErrorKind::Busy, DERIVING)
+        .help("nothing was changed")
+        .help(format!("finish it, then forget; which days: tidegate backfill {file} --gaps"))
+}
+
+fn what_there_is(args: &ForgetArgs, account: &Account) -> String {
     let mut text = format!("{}: rows where {}\n", account.spec.name, condition(account));
     let mut rows = Vec::new();
     for (name, share) in &account.shares {
@@ -100,8 +118,62 @@ fn what_there_is(account: &Account) -> String {
         rows.push(vec![name.clone(), count, remembered, verdict(account, name, share)]);
     }
     text.push_str(&worded(&rows));
+    for (name, rows) in &account.left_out {
+        let rows = counted(*rows, "row", "rows");
+        text.push_str(&format!("{name} is left out by --tables and keeps {rows}: {}\n", way_back(account, name)));
+    }
     text.push_str(&sources(account));
+    if args.vacuum || !account.is_empty() {
+        text.push_str(&logs(account));
+    }
+    for owed in &account.owed {
+        let tables = owed.tables.join(", ");
+        text.push_str(&format!(
+            "the --vacuum of batch {} was cut short: with --yes the old files of {tables} are deleted, too\n",
+            owed.batch
+        ));
+    }
     text
+}
+
+/// What brings rows back out of a table that keeps them.
+fn way_back(account: &Account, name: &str) -> &'static str {
+    let is_upstream = account.spec.tables.iter().any(|table| table.from == From::Table(name.to_string()));
+    let is_dead_letters = account.spec.dead_letters.as_ref().is_some_and(|dead_letters| dead_letters.table == name);
+    match (is_upstream, is_dead_letters) {
+        (true, _) => "a backfill derives rows of other tables from them again",
+        (_, true) => "dlq replay makes rows of other tables of them again",
+        _ => "nothing is derived from them",
+    }
+}
+
+/// What no vacuum takes out of the logs of tables, and for how long.
+fn logs(account: &Account) -> String {
+    let named = account.traces.iter().filter(|(_, traces)| !traces.is_nothing());
+    let row = |(name, traces): (&String, &Traces)| {
+        let days = counted(traces.retention.as_secs().div_ceil(86_400), "day", "days");
+        let (statistics, partitions) = (traces.statistics.join(", "), traces.partitions.join(", "));
+        let versions = format!("{days}, and {} newer versions", grouped(traces.newer));
+        vec![name.clone(), or_none(statistics), or_none(partitions), versions]
+    };
+    let rows: Vec<Vec<String>> = named.map(row).collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    let table = aligned(&["table", "in statistics", "as partitions", "until runs clean it after"], &rows, 4);
+    format!(
+        "_delta_log keeps values of rows that went (of a file the smallest and the largest), vacuum or not:\n{table}"
+    )
+}
+
+fn or_none(text: String) -> String {
+    if text.is_empty() { "-".to_string() } else { text }
+}
+
+/// The moment before which the logs surely name values still, by what the receipt says.
+fn logs_until(receipt: &Value) -> Option<&str> {
+    let tables = ["tables", "recomputed"].into_iter().filter_map(|list| receipt[list].as_array()).flatten();
+    tables.filter_map(|table| table["log"]["leaves_after"].as_str()).max()
 }
 
 /// Numbers to the right, and the words after them to the left.
@@ -138,7 +210,7 @@ fn verdict(account: &Account, name: &str, share: &Share) -> String {
         Share::Letters(has, contain) => {
             let what = if *has == 0 { "nothing to remove" } else { "removed" };
             let letters = counted(*contain, "letter that contains", "letters that contain");
-            format!("{what}; {letters} the values as words: kept unless --containing")
+            format!("{what}; {letters} the values as words: kept, for replays too, unless --containing")
         }
         Share::Never(why) => format!("stays: {why}"),
         Share::Absent => "not written yet".to_string(),
@@ -187,7 +259,7 @@ fn sources(account: &Account) -> String {
         };
         let rows: Vec<Vec<String>> = still.iter().map(row).collect();
         text.push_str(&aligned(&["partition", "records", "first offset", "last offset"], &rows, 1));
-        text.push_str("  read again (offsets rewind, backfill --source kafka), they bring the rows back\n");
+        text.push_str("  read again (offsets rewind, a backfill from the source), they bring the rows back\n");
     }
     text.push_str("a record that arrives later is a new row\n");
     text
@@ -200,10 +272,7 @@ fn deleted(vacuumed: &BTreeMap<String, Vacuumed>) -> String {
     };
     let rows: Vec<Vec<String>> = vacuumed.iter().map(row).collect();
     let table = aligned(&["old files of", "deleted", "bytes"], &rows, 1);
-    format!(
-        "{table}  files of a batch that was never committed stay for a day: tidegate vacuum deletes them then\n  statistics \
-         in old commits (_delta_log) may name single values until the log is cleaned\n"
-    )
+    format!("{table}  files of a batch that was never committed stay for a day: tidegate vacuum deletes them then\n")
 }
 
 /// When old files leave by themselves.
@@ -235,6 +304,12 @@ fn vacuumed_json(vacuumed: &BTreeMap<String, Vacuumed>) -> Vec<Value> {
 fn report(account: &Account, status: &str, done: &Done) -> Value {
     let table = |(name, share): &(String, Share)| {
         let mut entry = json!({ "name": name, "what": verdict(account, name, share) });
+        if let Some(traces) = account.traces.get(name).filter(|traces| !traces.is_nothing()) {
+            entry["log"] = json!({
+                "statistics": traces.statistics, "partitions": traces.partitions,
+                "retention_days": traces.retention.as_secs().div_ceil(86_400), "and_after_commits": traces.newer,
+            });
+        }
         match share {
             Share::Holds(held) => {
                 entry["rows"] = held.rows.into();
@@ -256,6 +331,7 @@ fn report(account: &Account, status: &str, done: &Done) -> Value {
         "version": 1, "status": status, "pipeline": account.spec.name, "columns": account.key.columns(),
         "tables": account.shares.iter().map(table).collect::<Vec<_>>(),
         "recomputed": account.recomputed, "sources": account.sources, "sources_without_column": account.mute,
+        "left_out": account.left_out, "owed": account.owed, "unfinished_backfill": account.is_deriving,
         "batch": done.batch, "receipt": done.receipt, "receipt_at": done.kept_at,
         "vacuumed": done.vacuumed.as_ref().map(vacuumed_json),
     })

@@ -51,7 +51,7 @@ use self::rows::Distinct;
 use self::scan::{Pruner, Reader, Semi};
 use self::schema::{arrow_schema, check_kept, check_nulls, made_by, project, reconcile};
 use super::maintain::{Compacted, Compaction, Vacuum, Vacuumed};
-use super::{Change, Held, Pin, Removal, Span, Table, TableDefinition, TableState, Trim, Txn, WriteMode};
+use super::{Change, Held, Pin, Removal, Span, Table, TableDefinition, TableState, Traces, Trim, Txn, WriteMode};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::model::batch::{BatchId, ForeignWrite, Receipt};
 use crate::storage::Storage;
@@ -403,6 +403,10 @@ impl Table for DeltaLakeTable {
 
     async fn count_held(&mut self, removal: &Removal) -> Result<Held> {
         DeltaLakeTable::count_held(self, removal).await
+    }
+
+    async fn traces(&mut self, columns: &[String]) -> Result<Traces> {
+        DeltaLakeTable::traces(self, columns).await
     }
 
     async fn groups(&mut self, by: &[String]) -> Result<RecordBatch> {

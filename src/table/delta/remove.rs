@@ -1,20 +1,22 @@
 //! Rows that an operator wants gone, whatever table they are in: found by the values of some columns, rewritten without.
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, SchemaRef};
 use deltalake::kernel::Action;
 use deltalake::protocol::DeltaOperation;
+use deltalake::table::config::TablePropertiesExt;
 
 use super::DeltaLakeTable;
 use super::deletes::Memory;
 use super::files::DataFile;
+use super::handle::{Handle, SEARCH_BACK};
 use super::refresh::find_groups;
 use super::scan::Reader;
 use super::schema::arrow_schema;
-use super::write::{Writer, remove};
+use super::write::{Writer, remove, stats_columns};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fail;
-use crate::table::{Held, Removal, Txn};
+use crate::table::{Held, Removal, Traces, Txn, WriteMode};
 
 async fn count(reader: &Reader, files: Vec<DataFile>, schema: &SchemaRef, rows: &RecordBatch) -> Result<u64> {
     let work = find_groups(reader, files, schema, rows).await?;
@@ -47,6 +49,48 @@ impl DeltaLakeTable {
             (held.remembered, held.is_mute) = memory.count(removal).await?;
         }
         Ok(held)
+    }
+}
+
+impl DeltaLakeTable {
+    /// Where the logs of the table and of its memory name values of these columns.
+    pub(super) async fn traces(&mut self, columns: &[String]) -> Result<Traces> {
+        if self.handle.state().is_none() {
+            self.reload().await?;
+        }
+        let mut traces = Traces { newer: SEARCH_BACK, ..Traces::default() };
+        let keys = match &self.definition.write {
+            WriteMode::Append => Vec::new(),
+            WriteMode::Upsert { key, .. } => key.clone(),
+            WriteMode::Refresh { by } => by.clone(),
+        };
+        trace(&self.handle, columns, &keys, &mut traces);
+        if let Some(memory) = &mut self.memory {
+            memory.look().await?;
+            trace(&memory.handle, columns, &keys, &mut traces);
+        }
+        Ok(traces)
+    }
+}
+
+fn trace(handle: &Handle, columns: &[String], keys: &[String], traces: &mut Traces) {
+    let Some(state) = handle.state() else { return };
+    let schema = arrow_schema(state);
+    let partitions = state.metadata().partition_columns();
+    let statistics = stats_columns(&schema, keys);
+    traces.retention = traces.retention.max(state.table_config().log_retention_duration());
+    for name in columns {
+        let Ok(field) = schema.field_with_name(name) else { continue };
+        let has_range =
+            !matches!(field.data_type(), DataType::Boolean | DataType::Binary) && !field.data_type().is_nested();
+        let into = match partitions.contains(name) {
+            true => &mut traces.partitions,
+            false if has_range && statistics.contains(name) => &mut traces.statistics,
+            false => continue,
+        };
+        if !into.contains(name) {
+            into.push(name.clone());
+        }
     }
 }
 

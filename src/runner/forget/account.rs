@@ -1,31 +1,20 @@
-//! Forgetting by hand (`tidegate forget`): a batch that reads nothing and takes rows out of every table that has the key's
-//! columns, like any other batch: planned, carried through table by table, and finished by the next run after a crash.
-//! Tables that are recomputed follow from what went upstream of them.
-//!
-//! The key itself is not in the plan. It is kept beside it, and deleted when the commit record and the receipt are there.
+//! What there is of a key: in the tables, in the dead letters, and in the sources.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::Arc;
-use std::time::Instant;
 
-use arrow::array::{ArrayRef, AsArray, BooleanArray, Int32Array, Int64Array, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{Int32Type, Int64Type};
-use serde_json::{Value, json};
-use tracing::warn;
 
-use super::event::Event;
-use super::step::{Phases, blocking, taken};
-use super::{Runner, meaning, recipe};
-use crate::checkpoint::Claim;
-use crate::config::spec::{SHORTEST_RETENTION, WriteSpec};
+use super::super::Runner;
+use super::super::step::blocking;
+use super::coordinates;
+use crate::config::spec::WriteSpec;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::fail;
-use crate::model::batch::{BatchId, BatchPlan, CommitRecord, FORMAT_VERSION};
-use crate::model::forget::{Counted, Forget, Key, Still};
+use crate::model::forget::{Counted, Key, Still};
 use crate::model::offset::{Offset, Offsets, Partition};
 use crate::source::{Limits, column};
-use crate::table::{Change, Held, Removal};
+use crate::table::{Held, Removal, Traces};
 use crate::transform::forget::{self, Found, Typed, Values};
 use crate::transform::{BatchContext, letter};
 
@@ -109,14 +98,18 @@ impl Runner {
     }
 
     /// The key as a row of a table; `None` = there is no table.
-    async fn typed(&mut self, table: &str, values: &Values) -> Result<Option<Typed>> {
+    pub(super) async fn typed(&mut self, table: &str, values: &Values) -> Result<Option<Typed>> {
         let Some(schema) = self.table(table)?.stored().await? else { return Ok(None) };
         forget::typed(&schema, values).map(Some)
     }
 
     /// Dead letters of the key, as rows that they are found by; how many have it, and how many merely contain its values.
     /// Those are among the rows only if `containing`.
-    async fn letters_of(&mut self, values: &Values, containing: bool) -> Result<(Option<RecordBatch>, u64, u64)> {
+    pub(super) async fn letters_of(
+        &mut self,
+        values: &Values,
+        containing: bool,
+    ) -> Result<(Option<RecordBatch>, u64, u64)> {
         let Some(dead_letters) = self.parts.spec.dead_letters.clone() else { return Ok((None, 0, 0)) };
         let table = self.table(&dead_letters.table)?;
         let day = ["failed_date".to_string()];
@@ -204,144 +197,23 @@ impl Runner {
         Ok(still.into_values().collect())
     }
 
-    /// Forgets: keeps the key, plans the batch that names it, and carries it through.
-    pub async fn forget(&mut self, key: &Key, what: Forget) -> Result<CommitRecord> {
-        let started = Instant::now();
-        let last = self.standing().await?.last;
-        self.ensure_observed().await?;
-        let mut pinned = BTreeMap::new();
-        for (name, lookup) in &mut self.parts.lookups {
-            if let Some(version) = lookup.latest().await? {
-                pinned.insert(name.clone(), version);
-            }
+    /// Where the logs of these tables name values of the key, or of dead letters that have it.
+    pub async fn traces<'a>(
+        &mut self,
+        tables: impl IntoIterator<Item = &'a String>,
+        columns: &[String],
+    ) -> Result<BTreeMap<String, Traces>> {
+        let dead_letters = self.parts.spec.dead_letters.as_ref().map(|dead_letters| dead_letters.table.clone());
+        let mut all = BTreeMap::new();
+        for name in tables {
+            let columns = match dead_letters.as_ref() == Some(name) {
+                true => SEARCHED.map(str::to_string).to_vec(),
+                false => columns.to_vec(),
+            };
+            all.insert(name.clone(), self.table(name)?.traces(&columns).await?);
         }
-        let plan = BatchPlan {
-            version: FORMAT_VERSION,
-            batch: last + 1,
-            pipeline: self.parts.spec.name.clone(),
-            batch_time: self.parts.clock.now(),
-            sources: BTreeMap::new(),
-            skipped: BTreeMap::new(),
-            moved: BTreeMap::new(),
-            letters: None,
-            forget: Some(what),
-            lost: BTreeMap::new(),
-            incarnations: BTreeMap::new(),
-            watermarks: BTreeMap::new(),
-            pinned,
-            meaning: meaning(&self.parts.spec),
-            recipe: recipe(&self.parts.spec),
-            owner: self.parts.owner.clone(),
-        };
-        // What an attempt that died before its plan has left; nothing is pending.
-        self.parts.log.forget_keys().await?;
-        self.parts.log.keep_key(key).await?;
-        fail::hit(fail::PLAN)?;
-        match self.parts.log.plan(&plan).await? {
-            Claim::Claimed => {}
-            Claim::Taken(winner) if winner.owner.run_id == plan.owner.run_id => {}
-            Claim::Taken(winner) => return Err(taken(&winner)),
-        }
-        self.emit(Event::Planned(Box::new(plan.clone())));
-        self.carry_through(plan, false, Phases::default(), started, &BTreeMap::new()).await
+        Ok(all)
     }
-
-    /// The key of a batch that forgets. Without it (a checkpoint that was rebuilt from its tables has none) the batch ends
-    /// as one that changes nothing more: nobody can do the rest but whoever knows the key.
-    pub(super) async fn key_of(&mut self, plan: &BatchPlan) -> Result<Option<Key>> {
-        let Some(what) = &plan.forget else { return Ok(None) };
-        let key = self.parts.log.key(&what.digest).await?;
-        if key.is_none() {
-            warn!(
-                batch = plan.batch,
-                "the key that this batch forgets is gone: tables that lack the batch keep their rows; type the command \
-                 again: tidegate forget FILE --key … --yes"
-            );
-        }
-        Ok(key)
-    }
-
-    /// What a batch that forgets changes in a table.
-    pub(super) async fn removal(&mut self, table: &str, plan: &BatchPlan, key: Option<&Key>) -> Result<Change> {
-        let nothing = Change::Rows(Vec::new());
-        let is_chosen = plan.forget.as_ref().is_some_and(|what| what.tables.contains_key(table));
-        let Some(key) = key.filter(|_| is_chosen && !self.carries(table, plan)) else { return Ok(nothing) };
-        let is_dead_letters = self.parts.spec.dead_letters.as_ref().is_some_and(|dead| dead.table == table);
-        let rows = match is_dead_letters {
-            true => self.letters_of(&key.values, key.containing).await?.0,
-            false => match self.typed(table, &key.values).await? {
-                Some(Typed::Row(row)) => Some(row),
-                _ => None,
-            },
-        };
-        let records = if is_dead_letters { None } else { coordinates(&key.records)? };
-        Ok(rows.map_or(nothing, |rows| Change::Remove(Removal { rows, records })))
-    }
-
-    /// After a batch that forgets is done: its receipt, and then the key goes. Again at the next start if a crash came
-    /// first.
-    pub(super) async fn close_forget(&mut self, plan: &BatchPlan, record: &CommitRecord) -> Result<()> {
-        let Some(what) = &plan.forget else { return Ok(()) };
-        if let Some(key) = self.parts.log.key(&what.digest).await? {
-            let receipt = self.receipt(plan, what, &key, record);
-            self.parts.log.keep_receipt(&receipt_name(plan.batch), &receipt).await?;
-            self.parts.log.forget_keys().await?;
-        }
-        Ok(())
-    }
-
-    fn receipt(&self, plan: &BatchPlan, what: &Forget, key: &Key, record: &CommitRecord) -> Value {
-        let tables = what.tables.iter().map(|(name, counted)| {
-            let receipt = record.tables.get(name).cloned().unwrap_or_default();
-            // A table that had the batch before a crash does not say again how many rows went.
-            let rows = if receipt.already_applied { counted.rows } else { receipt.deleted };
-            let retain = self.parts.spec.maintain.of(name).vacuum;
-            let leaves = record.committed_at + retain.unwrap_or(SHORTEST_RETENTION).max(SHORTEST_RETENTION);
-            json!({
-                "name": name,
-                "rows": rows,
-                "remembered_deletes": counted.remembered,
-                "version": receipt.delta_version,
-                "files_leave_after": leaves.to_rfc3339(),
-                "files_leave_by": if retain.is_some() { "a run" } else { "tidegate vacuum FILE --yes" },
-            })
-        });
-        let is_recomputed = |write: &WriteSpec| matches!(write, WriteSpec::Refresh { .. });
-        let recomputed = self.parts.spec.tables.iter().filter(|table| is_recomputed(&table.write)).map(|table| {
-            let receipt = record.tables.get(&table.name).cloned().unwrap_or_default();
-            json!({
-                "name": table.name, "rows_before": receipt.deleted, "rows_after": receipt.inserted,
-                "version": receipt.delta_version,
-            })
-        });
-        json!({
-            "version": FORMAT_VERSION,
-            "pipeline": plan.pipeline,
-            "batch": plan.batch,
-            "asked_at": plan.batch_time,
-            "forgotten_at": record.committed_at,
-            "asked_by": plan.owner,
-            "finished_by": record.finished_by,
-            "key": {
-                "columns": what.columns, "salt": key.salt, "sha256": what.digest,
-                "how": "SHA-256 over the salt, then column and value of each column in order, each with its length in front \
-                        as 8 bytes, big endian",
-            },
-            "tables": tables.collect::<Vec<_>>(),
-            "recomputed": recomputed.collect::<Vec<_>>(),
-            "sources": what.sources,
-            "notes": [
-                "records that a source still holds bring the rows back if they are read again: offsets rewind, backfill --source kafka",
-                "a record that arrives later is a new row",
-                "statistics in _delta_log of versions before may name single values until the log is cleaned (30 days)",
-            ],
-        })
-    }
-}
-
-/// The name of a batch's receipt.
-pub fn receipt_name(batch: BatchId) -> String {
-    format!("{batch:020}")
 }
 
 /// What the counts of a share are to a plan; `None` = the table is left as it is.
@@ -354,23 +226,6 @@ pub fn counted(share: &Share, containing: bool) -> Option<Counted> {
         }
         Share::Lacks(..) | Share::Never(_) | Share::Absent => None,
     }
-}
-
-/// Records as rows of their coordinates; none at all = `None`.
-fn coordinates(records: &[(Partition, Vec<Offset>)]) -> Result<Option<RecordBatch>> {
-    let all = || records.iter().flat_map(|(partition, offsets)| offsets.iter().map(move |offset| (partition, *offset)));
-    let topics: StringArray = all().map(|(partition, _)| Some(partition.topic.as_str())).collect();
-    let partitions: Int32Array = all().map(|(partition, _)| Some(partition.partition)).collect();
-    let offsets: Int64Array = all().map(|(_, offset)| Some(offset)).collect();
-    if offsets.is_empty() {
-        return Ok(None);
-    }
-    let columns: [(&str, ArrayRef); 3] = [
-        (column::TOPIC, Arc::new(topics)),
-        (column::PARTITION, Arc::new(partitions)),
-        (column::OFFSET, Arc::new(offsets)),
-    ];
-    RecordBatch::try_from_iter(columns).map(Some).context(ErrorKind::Failed, "coordinates are columns")
 }
 
 /// What letters are found by.
