@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::batch::{BatchId, BatchPlan};
+use super::forget::Forget;
 use super::letter::Letters;
 use super::offset::{Incarnations, OffsetRanges, Offsets, Partition};
 
@@ -36,6 +37,9 @@ pub struct Note {
     /// As in the plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub letters: Option<Letters>,
+    /// As in the plan: a hash of the key, never the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forget: Option<Forget>,
     /// As in the plan.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub incarnations: BTreeMap<String, Incarnations>,
@@ -85,6 +89,7 @@ impl Note {
             skipped: plan.skipped.clone(),
             moved: plan.moved.clone(),
             letters: plan.letters.clone(),
+            forget: plan.forget.clone(),
             incarnations: plan.incarnations.clone(),
             watermarks: plan.watermarks.clone(),
             pinned: plan.pinned.clone(),
@@ -192,6 +197,7 @@ mod tests {
             skipped: source(ranges(&[("b", 12, 20)])),
             moved: BTreeMap::new(),
             letters: None,
+            forget: None,
             lost: BTreeMap::new(),
             incarnations: BTreeMap::new(),
             watermarks: BTreeMap::new(),

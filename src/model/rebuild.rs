@@ -400,6 +400,7 @@ fn plan(facts: &Facts, note: &Note) -> BatchPlan {
         skipped: note.skipped.clone(),
         moved: note.moved.clone(),
         letters: note.letters.clone(),
+        forget: note.forget.clone(),
         // Losses that moved a position show in `skipped`; why they did is not in the tables.
         lost: BTreeMap::new(),
         incarnations: note.incarnations.clone(),

@@ -8,6 +8,7 @@ mod beside;
 mod bronze;
 pub mod clock;
 pub mod event;
+pub mod forget;
 pub mod letters;
 mod maintain;
 pub mod relocate;
@@ -25,6 +26,7 @@ use crate::config::spec::{From, PipelineSpec, TableSpec, WriteSpec};
 use crate::error::{Certainty, Code, Error, ErrorKind, Result};
 use crate::fail;
 use crate::model::batch::{BatchId, CommitRecord, FORMAT_VERSION, ForeignWrite, Owner, Start};
+use crate::model::forget::Key;
 use crate::model::note::Note;
 use crate::model::offset::{Incarnations, Offsets};
 use crate::model::recover::{self, Decision, Facts, TableFact};
@@ -104,6 +106,8 @@ pub struct Runner {
     /// The newest commit of others that this run has told of, by table.
     told: BTreeMap<String, i64>,
     beside: Beside,
+    /// The key that this process forgets.
+    forgetting: Option<Key>,
 }
 
 /// What one step did.
@@ -142,7 +146,7 @@ impl Summary {
 impl Runner {
     /// A runner that has not looked at anything yet.
     pub fn new(parts: Parts) -> Self {
-        Runner { parts, position: None, turn: 0, told: BTreeMap::new(), beside: Beside::default() }
+        Runner { parts, position: None, turn: 0, told: BTreeMap::new(), beside: Beside::default(), forgetting: None }
     }
 
     /// Runs until the trigger is satisfied or `stop` turns true; a batch that was begun is always finished.
@@ -222,14 +226,14 @@ impl Runner {
         }
     }
 
-    /// Does again whatever batch has a plan and no commit record.
+    /// Does again whatever batch has a plan and no commit record, and says what else was begun.
     async fn finish_pending(&mut self, summary: &mut Summary) -> Result<()> {
         self.ensure_observed().await?;
         let pending = matches!(self.position, Some(Position { decision: Decision::Replay(_), .. }));
         if pending && let Stepped::Ran(record) = self.step(&BTreeMap::new()).await? {
             summary.add(*record);
         }
-        Ok(())
+        self.tell_owed_files().await
     }
 
     /// One walk, from observation to commit record. Looks again after a failure that may have been applied.
@@ -283,6 +287,7 @@ impl Runner {
         for (table, fact) in &facts.tables {
             self.tell_foreign(table, &fact.foreign);
         }
+        self.close_earlier(&decision, facts.plan.as_ref(), facts.commit.as_ref()).await?;
         let (offsets, incarnations) = self.first_offsets(facts.commit.as_ref()).await?;
         self.position = Some(Position { decision, offsets, incarnations, last: facts.commit, applied: facts.tables });
         self.emit(Event::Recovered { next });

@@ -55,7 +55,7 @@ impl Runner {
             Decision::Replay(plan) => Err(Error::new(
                 ErrorKind::Config,
                 format!(
-                    "batch {} was begun and is not finished: nothing can be moved or replayed under it",
+                    "batch {} was begun and is not finished: nothing can be moved, replayed or forgotten under it",
                     plan.batch
                 ),
             )
@@ -105,6 +105,7 @@ impl Runner {
             skipped: BTreeMap::new(),
             moved,
             letters: None,
+            forget: None,
             lost: BTreeMap::new(),
             // The topics stay those that the rest of the position belongs to.
             incarnations: BTreeMap::new(),

@@ -9,6 +9,7 @@ use super::bronze::ReadBack;
 use crate::config::spec::{Action, DeadLetterSpec, From, PipelineSpec, TableSpec, WriteSpec};
 use crate::error::{Code, Error, ErrorKind, Result};
 use crate::model::batch::BatchPlan;
+use crate::model::forget::Key;
 use crate::transform::{BatchContext, DeadLetter, Inputs, Shaped, Transform, dead_letter};
 
 /// Rows as the parts of a run share them.
@@ -40,6 +41,8 @@ pub(super) struct Shaping {
     pub expectations: BTreeMap<String, u64>,
     /// Dead letters that the batch deals with.
     pub settled: Option<Settled>,
+    /// What the batch forgets.
+    pub forgotten: Option<Key>,
 }
 
 /// Rows of the dead-letter table, as a batch that deals with them leaves them.
@@ -97,6 +100,7 @@ impl Shaping {
             is_set_aside: false,
             expectations: BTreeMap::new(),
             settled: None,
+            forgotten: None,
         }
     }
 

@@ -72,6 +72,7 @@ impl Runner {
     ) -> Result<CommitRecord> {
         let span = info_span!("batch", pipeline = %plan.pipeline, id = plan.batch);
         let record = tracing::Instrument::instrument(self.finish(&plan, phases, started), span).await?;
+        self.close_forget(&plan, &record).await?;
         self.advance(&plan, record.clone())?;
         let lag = self.lag(ends);
         let finished = Finished { plan, record: record.clone(), replayed, lag };
@@ -129,6 +130,7 @@ impl Runner {
             skipped: self.skipped(&sources),
             moved: BTreeMap::new(),
             letters: None,
+            forget: None,
             lost: lost(&bounded),
             incarnations: incarnations(bounded),
             sources,
@@ -206,9 +208,10 @@ impl Runner {
         let lookups = self.load_lookups(plan).await?;
         let mut shaping = if let Some(letters) = &plan.letters {
             self.shape_letters(plan, letters, &lookups).await?
-        } else if plan.is_move() {
-            let context = BatchContext::live(plan);
-            Shaping::empty(&context)
+        } else if plan.is_by_hand() {
+            let mut shaping = Shaping::empty(&BatchContext::live(plan));
+            shaping.forgotten = self.key_of(plan).await?;
+            shaping
         } else {
             let (spec, transform) = (self.parts.spec.clone(), self.parts.transform.clone());
             let (plan, lookups) = (plan.clone(), lookups.clone());
@@ -285,7 +288,10 @@ impl Runner {
             let rows = shaping.rows_of(&table.name);
             let later = &self.parts.spec.tables[index + 1..];
             shaping.release(&table.name, &later.iter().filter(|table| late.contains(&table.name)).collect::<Vec<_>>());
-            let change = self.without_rows_after(&table.name, plan, rows);
+            let change = match plan.forget.is_some() {
+                true => self.removal(&table.name, plan, shaping.forgotten.as_ref()).await?,
+                false => self.without_rows_after(&table.name, plan, rows),
+            };
             receipts.insert(table.name.clone(), self.apply(&table.name, change, plan).await?);
         }
         if !dead_letters_first {
@@ -356,6 +362,7 @@ impl Runner {
         let change = match shaping.settled.take() {
             // Once it carries the batch, nobody asks what would change.
             Some(settled) if !self.carries(&dead_letters.table, plan) => self.settle(settled, rows).await?,
+            _ if plan.forget.is_some() => self.removal(&dead_letters.table, plan, shaping.forgotten.as_ref()).await?,
             _ => self.without_rows_after(&dead_letters.table, plan, rows),
         };
         let receipt = self.apply(&dead_letters.table, change, plan).await?;

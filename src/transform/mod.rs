@@ -13,6 +13,7 @@ pub mod decode;
 pub mod definitions;
 pub mod engine;
 pub mod expect;
+pub mod forget;
 pub mod letter;
 pub mod polars_engine;
 pub mod polars_functions;

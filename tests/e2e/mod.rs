@@ -5,6 +5,7 @@ mod bronze;
 mod dlq;
 pub(crate) mod examples;
 mod foreign;
+mod forget;
 mod init;
 pub(crate) mod kafka;
 mod kafka_edges;

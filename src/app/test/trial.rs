@@ -199,6 +199,7 @@ async fn give_tables(
         skipped: BTreeMap::new(),
         moved: BTreeMap::new(),
         letters: None,
+        forget: None,
         incarnations: BTreeMap::new(),
         lost: BTreeMap::new(),
         watermarks: BTreeMap::new(),

@@ -90,6 +90,7 @@ impl Runner {
             skipped: BTreeMap::new(),
             moved: BTreeMap::new(),
             letters: Some(letters),
+            forget: None,
             lost: BTreeMap::new(),
             incarnations: BTreeMap::new(),
             watermarks: BTreeMap::new(),
