@@ -1,6 +1,7 @@
 //! The command line. The doc comments here are the help text.
 
 mod dlq;
+mod forget;
 mod look;
 
 use std::path::PathBuf;
@@ -8,6 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use dlq::*;
+pub use forget::ForgetArgs;
 pub use look::{ExplainArgs, GraphArgs, GraphFormat, HistoryArgs, LagArgs, QueryArgs, RowFormat, StatusArgs};
 
 /// Kafka to trustworthy Delta tables: micro-batch ETL, exactly once, in one binary.
@@ -133,6 +135,8 @@ pub enum Command {
     Optimize(OptimizeArgs),
     /// Delete files that no version within the retention needs; shows what would go unless --yes
     Vacuum(VacuumArgs),
+    /// Take a person out of every table, the dead letters and the memory of deletes; without --yes only counts
+    Forget(ForgetArgs),
     /// Print the JSON Schema of pipeline files, for editors
     Schema,
     /// Print a shell completion script

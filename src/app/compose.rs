@@ -128,6 +128,12 @@ pub(super) fn owner() -> Owner {
     Owner { run_id: uuid::Uuid::new_v4().to_string(), host, pid: std::process::id() }
 }
 
+/// A number that nobody can guess, for hashes of short keys.
+#[allow(clippy::disallowed_methods, reason = "identities are made here")]
+pub(super) fn salt() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
+}
+
 /// The pipeline's log.
 pub(super) fn open_log(spec: &PipelineSpec) -> Result<ObjectLog> {
     let folder = format!("{}/{}", spec.checkpoints.trim_end_matches('/'), spec.name);

@@ -59,12 +59,16 @@ fn troubles(batch: &Batch) -> Vec<String> {
 
 fn kind(batch: &Batch) -> String {
     let troubles = troubles(batch);
-    let is_move = batch.plan.as_ref().is_some_and(|plan| plan.is_move());
-    match (is_move, troubles.is_empty()) {
-        (true, true) => "offsets moved".to_string(),
-        (true, false) => format!("offsets moved, {}", troubles.join(", ")),
-        (false, true) => "done".to_string(),
-        (false, false) => troubles.join(", "),
+    let by_hand = match &batch.plan {
+        Some(plan) if plan.is_move() => Some("offsets moved"),
+        Some(plan) if plan.forget.is_some() => Some("a key forgotten"),
+        _ => None,
+    };
+    match (by_hand, troubles.is_empty()) {
+        (Some(what), true) => what.to_string(),
+        (Some(what), false) => format!("{what}, {}", troubles.join(", ")),
+        (None, true) => "done".to_string(),
+        (None, false) => troubles.join(", "),
     }
 }
 

@@ -104,6 +104,7 @@ pub(super) async fn vacuum(global: &Global, args: &VacuumArgs) -> Result<Outcome
     let Some((log, identity)) = ran_before(&checked).await? else { return Ok(never_ran(&spec)) };
     let _lock = if args.force && args.yes { alone(&spec, &log)? } else { None };
     let (mut rows, mut list, mut notes) = (Vec::new(), Vec::<Value>::new(), String::new());
+    let keeps_last = !is_forgotten(&log).await?;
     let (mut files, mut bytes) = (0, 0);
     for mut table in chosen(&checked, &identity, &args.tables)? {
         let name = table.definition().name.clone();
@@ -112,7 +113,7 @@ pub(super) async fn vacuum(global: &Global, args: &VacuumArgs) -> Result<Outcome
             retain: asked.or(spec.maintain.of(&name).vacuum).unwrap_or(SHORTEST_RETENTION),
             force: args.force,
             every: None,
-            app_id: app_id(&identity.pipeline_id, &name),
+            app_id: if keeps_last { app_id(&identity.pipeline_id, &name) } else { String::new() },
             keep_versions: pinned(&spec, &log, &name).await?,
             dry_run: !args.yes,
             until: None,
@@ -147,6 +148,13 @@ pub(super) async fn vacuum(global: &Global, args: &VacuumArgs) -> Result<Outcome
     let header = ["table", "retained", "taken out", "never committed", "bytes"];
     let text = format!("{}: {what}\n{}{notes}", spec.name, aligned(&header, &rows, 1));
     Ok(Outcome { text, json: result(&spec, !args.yes, list), code: 0 })
+}
+
+/// Whether the last batch is done and forgot something: what it took out is not kept for a replay that will never be.
+async fn is_forgotten(log: &ObjectLog) -> Result<bool> {
+    let head = log.head().await?;
+    let plan = head.plan.filter(|plan| head.commit.as_ref().is_some_and(|done| done.batch == plan.batch));
+    Ok(plan.is_some_and(|plan| plan.forget.is_some()))
 }
 
 fn retention(text: &str, force: bool) -> Result<Duration> {

@@ -6,6 +6,7 @@ mod compose;
 mod dlq;
 mod explain;
 mod file;
+mod forget;
 mod graph;
 mod history;
 mod init;
@@ -122,6 +123,7 @@ async fn dispatch(cli: &Cli) -> Result<Outcome, Failure> {
         Command::Checkpoint(CheckpointCommand::Rebuild(args)) => checkpoint::rebuild::rebuild(global, args).await,
         Command::Optimize(args) => maintain::optimize(global, args).await,
         Command::Vacuum(args) => maintain::vacuum(global, args).await,
+        Command::Forget(args) => forget::forget(global, args).await,
         Command::Schema => {
             let schema = crate::config::json_schema();
             Ok(Outcome { text: format!("{schema:#}\n"), json: schema, code: 0 })
@@ -154,6 +156,7 @@ fn name_file(failure: Failure, cli: &Cli) -> Failure {
         Command::Checkpoint(CheckpointCommand::Verify(args)) => &args.pipeline.file,
         Command::Checkpoint(CheckpointCommand::Rebuild(args)) => &args.pipeline.file,
         Command::Dlq(command) => &command.pipeline().file,
+        Command::Forget(args) => &args.pipeline.file,
         _ => return failure,
     };
     match failure {

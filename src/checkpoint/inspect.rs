@@ -7,7 +7,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
 use super::log::{Kind, ObjectLog, batch_of};
-use super::{Identity, backfills};
+use super::{Identity, backfills, forgotten};
 use crate::error::{Error, Result};
 use crate::model::batch::{BatchId, BatchPlan, CommitRecord, Start};
 use crate::model::offset::Offsets;
@@ -90,7 +90,11 @@ impl ObjectLog {
             Err(e) => return Err(storage::explain(&e, "list the checkpoint log", &self.storage().display())),
         };
         let is_other = |path: &Path| {
-            path.as_ref() == "lock" || path.as_ref().starts_with(ASIDE) || path.as_ref().starts_with(backfills::FOLDER)
+            let folder = path.as_ref().split('/').next().unwrap_or_default();
+            // A key is never moved aside, where it would stay.
+            path.as_ref() == "lock"
+                || path.as_ref().starts_with(ASIDE)
+                || [backfills::FOLDER, forgotten::KEYS, forgotten::RECEIPTS, forgotten::OWED].contains(&folder)
         };
         paths.retain(|path| !is_other(path));
         paths.sort();

@@ -23,6 +23,7 @@ use serde::de::DeserializeOwned;
 use super::{CheckpointLog, Claim, Head, Identity, seal};
 use crate::error::{Error, Result};
 use crate::model::batch::{BatchId, BatchPlan, CommitRecord, Start};
+use crate::model::forget::{Key, Owed};
 use crate::storage::{self, Storage};
 
 /// See the module.
@@ -272,6 +273,38 @@ impl CheckpointLog for ObjectLog {
             }
         }
         Ok(())
+    }
+
+    async fn keep_key(&self, key: &Key) -> Result<()> {
+        self.put_key(key).await
+    }
+
+    async fn key(&self, digest: &str) -> Result<Option<Key>> {
+        self.get_key(digest).await
+    }
+
+    async fn forget_keys(&self, except: Option<&str>) -> Result<()> {
+        self.delete_keys(except).await
+    }
+
+    async fn owe_files(&self, owed: &Owed) -> Result<()> {
+        self.put_owed(owed).await
+    }
+
+    async fn owed_files(&self) -> Result<Vec<Owed>> {
+        self.all_owed().await
+    }
+
+    async fn paid_files(&self, batch: BatchId) -> Result<()> {
+        self.delete_owed(batch).await
+    }
+
+    async fn keep_receipt(&self, name: &str, receipt: &serde_json::Value) -> Result<String> {
+        self.put_receipt(name, receipt).await
+    }
+
+    async fn receipt(&self, name: &str) -> Result<Option<serde_json::Value>> {
+        self.get_receipt(name).await
     }
 }
 

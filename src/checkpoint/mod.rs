@@ -7,6 +7,7 @@
 //! 3. Safety decisions are not made here: the log reports facts, [`crate::model::recover`] decides.
 
 pub mod backfills;
+mod forgotten;
 pub mod inspect;
 pub mod lock;
 pub mod log;
@@ -16,7 +17,8 @@ pub mod states;
 use async_trait::async_trait;
 
 use crate::error::Result;
-use crate::model::batch::{BatchPlan, CommitRecord, Owner, Start};
+use crate::model::batch::{BatchId, BatchPlan, CommitRecord, Owner, Start};
+use crate::model::forget::{Key, Owed};
 
 /// What the log holds at its head.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -81,4 +83,29 @@ pub trait CheckpointLog: Send {
 
     /// Deletes plans and commit records older than the newest `keep` batches.
     async fn prune(&self, keep: usize) -> Result<()>;
+
+    /// Keeps a key that is about to be forgotten, under its digest.
+    async fn keep_key(&self, key: &Key) -> Result<()>;
+
+    /// The key of a digest; `None` = it was deleted.
+    async fn key(&self, digest: &str) -> Result<Option<Key>>;
+
+    /// Deletes every key but that of the batch that is pending: also what an attempt has left that never got as far as a
+    /// plan.
+    async fn forget_keys(&self, except: Option<&str>) -> Result<()>;
+
+    /// Notes that old files are to be deleted, before the key goes that says so, too.
+    async fn owe_files(&self, owed: &Owed) -> Result<()>;
+
+    /// Old files that are still to be deleted, by batch.
+    async fn owed_files(&self) -> Result<Vec<Owed>>;
+
+    /// Notes that the files owed for a batch are deleted.
+    async fn paid_files(&self, batch: BatchId) -> Result<()>;
+
+    /// Keeps a receipt unless there is one of that name; says where it lies.
+    async fn keep_receipt(&self, name: &str, receipt: &serde_json::Value) -> Result<String>;
+
+    /// A receipt that was kept.
+    async fn receipt(&self, name: &str) -> Result<Option<serde_json::Value>>;
 }

@@ -9,6 +9,7 @@ use std::fmt;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use super::forget::Forget;
 use super::letter::{Action, Letters};
 use super::loss::{Loss, Lost};
 use super::offset::{Discontinuity, Incarnations, OffsetRanges, Offsets, Partition};
@@ -59,6 +60,9 @@ pub struct BatchPlan {
     /// nothing from a source.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rebuild: Vec<String>,
+    /// What an operator wants forgotten (`tidegate forget`). Such a batch reads nothing from a source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forget: Option<Forget>,
     /// Why positions were moved, and partitions that were left out because they are gone, by source name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub lost: BTreeMap<String, Vec<Lost>>,
@@ -127,7 +131,7 @@ impl BatchPlan {
 
     /// Whether an operator made the batch: it reads nothing from a source.
     pub fn is_by_hand(&self) -> bool {
-        self.is_move() || self.letters.is_some() || !self.rebuild.is_empty()
+        self.is_move() || self.letters.is_some() || self.forget.is_some() || !self.rebuild.is_empty()
     }
 
     /// Whether rows flow through the pipeline: from sources, or from dead letters that are replayed.

@@ -4,6 +4,7 @@
 pub mod backfill;
 pub mod batch;
 pub mod cron;
+pub mod forget;
 pub mod interval;
 pub mod lag;
 pub mod letter;

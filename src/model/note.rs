@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::batch::{BatchId, BatchPlan};
+use super::forget::Forget;
 use super::letter::Letters;
 use super::offset::{Incarnations, OffsetRanges, Offsets, Partition};
 
@@ -36,6 +37,9 @@ pub struct Note {
     /// As in the plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub letters: Option<Letters>,
+    /// As in the plan: a hash of the key, never the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forget: Option<Forget>,
     /// As in the plan.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rebuild: Vec<String>,
@@ -92,6 +96,7 @@ impl Note {
             moved: plan.moved.clone(),
             letters: plan.letters.clone(),
             rebuild: plan.rebuild.clone(),
+            forget: plan.forget.clone(),
             incarnations: plan.incarnations.clone(),
             watermarks: plan.watermarks.clone(),
             pinned: plan.pinned.clone(),
@@ -207,6 +212,7 @@ mod tests {
             moved: BTreeMap::new(),
             letters: None,
             rebuild: Vec::new(),
+            forget: None,
             lost: BTreeMap::new(),
             incarnations: BTreeMap::new(),
             watermarks: BTreeMap::new(),

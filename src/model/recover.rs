@@ -215,8 +215,8 @@ fn check_note(facts: &Facts, decision: &Decision) -> Result<(), Inconsistency> {
     for (table, fact) in facts.tables.iter().filter(|(_, fact)| fact.applied == Some(plan.batch)) {
         let is_same = |note: &Note| {
             note.batch != plan.batch
-                || (&note.sources, &note.moved, &note.letters, &note.rebuild, note.batch_time)
-                    == (&plan.sources, &plan.moved, &plan.letters, &plan.rebuild, plan.batch_time)
+                || (&note.sources, &note.moved, &note.letters, &note.forget, &note.rebuild, note.batch_time)
+                    == (&plan.sources, &plan.moved, &plan.letters, &plan.forget, &plan.rebuild, plan.batch_time)
         };
         if !fact.note.as_ref().is_none_or(is_same) {
             return Err(Inconsistency::OtherPlan { batch: plan.batch, table: table.clone() });
@@ -476,6 +476,7 @@ mod tests {
             moved: BTreeMap::new(),
             letters: None,
             rebuild: Vec::new(),
+            forget: None,
             lost: BTreeMap::new(),
             incarnations: BTreeMap::new(),
             watermarks: BTreeMap::new(),

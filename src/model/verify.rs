@@ -106,6 +106,7 @@ mod tests {
             moved: BTreeMap::new(),
             letters: None,
             rebuild: Vec::new(),
+            forget: None,
             lost: BTreeMap::new(),
             incarnations: BTreeMap::new(),
             watermarks: BTreeMap::new(),

@@ -218,7 +218,9 @@ impl Runner {
     }
 
     /// Takes the states back from a batch that is done.
-    pub(super) async fn keep(&mut self, mut keeping: Keeping, record: &CommitRecord) {
+    pub(super) async fn keep(&mut self, mut keeping: Keeping, plan: &BatchPlan, record: &CommitRecord) {
+        // What is to be forgotten is not kept for a while.
+        let before = if plan.forget.is_some() { record.batch } else { record.batch - TIDY_AFTER };
         let mut is_known = true;
         for (table, kept) in &mut keeping.0 {
             let Some(working) = kept.working.take() else {
@@ -229,7 +231,7 @@ impl Runner {
             (kept.saved, kept.file) = (working.saved, working.file);
             if is_whole && kept.file.is_some() {
                 let needed: BTreeSet<String> = kept.saved.after.iter().chain(&kept.file).cloned().collect();
-                if let Err(error) = self.parts.states.tidy(table, &needed, record.batch - TIDY_AFTER).await {
+                if let Err(error) = self.parts.states.tidy(table, &needed, before).await {
                     tracing::debug!(%error, "old files of state stay; the next clean-up tries again");
                 }
             }

@@ -8,6 +8,7 @@ mod beside;
 mod bronze;
 pub mod clock;
 pub mod event;
+pub mod forget;
 mod keeping;
 pub mod letters;
 mod maintain;
@@ -28,6 +29,7 @@ use crate::config::spec::{From, KeepsSpec, OperatorSpec, PipelineSpec, TableSpec
 use crate::error::{Certainty, Code, Error, ErrorKind, Result};
 use crate::fail;
 use crate::model::batch::{BatchId, CommitRecord, FORMAT_VERSION, ForeignWrite, Owner, Start};
+use crate::model::forget::Key;
 use crate::model::note::Note;
 use crate::model::offset::{Incarnations, Offsets};
 use crate::model::recover::{self, Decision, Facts, TableFact};
@@ -119,6 +121,8 @@ pub struct Runner {
     flush_at_end: bool,
     /// Tables whose meaning may have changed, because they are computed again.
     forgive: Vec<String>,
+    /// The key that this process forgets.
+    forgetting: Option<Key>,
 }
 
 /// What one step did.
@@ -167,6 +171,7 @@ impl Runner {
             flush: false,
             flush_at_end: false,
             forgive: Vec::new(),
+            forgetting: None,
         }
     }
 
@@ -261,14 +266,14 @@ impl Runner {
         }
     }
 
-    /// Does again whatever batch has a plan and no commit record.
+    /// Does again whatever batch has a plan and no commit record, and says what else was begun.
     async fn finish_pending(&mut self, summary: &mut Summary) -> Result<()> {
         self.ensure_observed().await?;
         let pending = matches!(self.position, Some(Position { decision: Decision::Replay(_), .. }));
         if pending && let Stepped::Ran(record) = self.step(&BTreeMap::new()).await? {
             summary.add(*record);
         }
-        Ok(())
+        self.tell_owed_files().await
     }
 
     /// One walk, from observation to commit record. Looks again after a failure that may have been applied.
@@ -323,6 +328,7 @@ impl Runner {
         for (table, fact) in &facts.tables {
             self.tell_foreign(table, &fact.foreign);
         }
+        self.close_earlier(&decision, facts.plan.as_ref(), facts.commit.as_ref()).await?;
         let (offsets, incarnations) = self.first_offsets(facts.commit.as_ref()).await?;
         self.position = Some(Position { decision, offsets, incarnations, last: facts.commit, applied: facts.tables });
         self.emit(Event::Recovered { next });

@@ -106,6 +106,7 @@ impl Runner {
             skipped: BTreeMap::new(),
             moved: BTreeMap::new(),
             letters: None,
+            forget: None,
             rebuild: tables,
             lost: BTreeMap::new(),
             incarnations: BTreeMap::new(),

@@ -56,7 +56,7 @@ impl Runner {
             Decision::Replay(plan) => Err(Error::new(
                 ErrorKind::Config,
                 format!(
-                    "batch {} was begun and is not finished: nothing can be moved or replayed under it",
+                    "batch {} was begun and is not finished: nothing can be moved, replayed or forgotten under it",
                     plan.batch
                 ),
             )
@@ -124,6 +124,7 @@ impl Runner {
             moved,
             letters: None,
             rebuild,
+            forget: None,
             lost: BTreeMap::new(),
             // The topics stay those that the rest of the position belongs to.
             incarnations: BTreeMap::new(),

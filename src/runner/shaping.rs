@@ -12,6 +12,7 @@ use super::keeping::Keeping;
 use crate::config::spec::{Action, DeadLetterSpec, From, PipelineSpec, TableSpec, WriteSpec};
 use crate::error::{Code, Error, ErrorKind, Result};
 use crate::model::batch::BatchPlan;
+use crate::model::forget::Key;
 use crate::transform::{BatchContext, DeadLetter, Inputs, Shaped, Transform, dead_letter};
 
 /// Rows as the parts of a run share them.
@@ -49,6 +50,8 @@ pub(super) struct Shaping {
     pub watermarks: BTreeMap<String, DateTime<Utc>>,
     /// The watermarks after the batch, by table.
     pub next_watermarks: BTreeMap<String, DateTime<Utc>>,
+    /// What the batch forgets.
+    pub forgotten: Option<Key>,
 }
 
 /// Rows of the dead-letter table, as a batch that deals with them leaves them.
@@ -125,6 +128,7 @@ impl Shaping {
             keeping: Keeping::default(),
             watermarks: BTreeMap::new(),
             next_watermarks: BTreeMap::new(),
+            forgotten: None,
         }
     }
 

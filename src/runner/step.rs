@@ -73,6 +73,7 @@ impl Runner {
     ) -> Result<CommitRecord> {
         let span = info_span!("batch", pipeline = %plan.pipeline, id = plan.batch);
         let record = tracing::Instrument::instrument(self.finish(&plan, phases, started), span).await?;
+        self.close_forget(&plan, &record).await?;
         self.advance(&plan, record.clone())?;
         let lag = self.lag(ends);
         let finished = Finished { plan, record: record.clone(), replayed, lag };
@@ -149,6 +150,7 @@ impl Runner {
             moved: BTreeMap::new(),
             letters: None,
             rebuild: Vec::new(),
+            forget: None,
             lost: lost(&bounded),
             incarnations: incarnations(bounded),
             sources,
@@ -239,8 +241,9 @@ impl Runner {
             }
             shaping
         } else if plan.is_by_hand() {
-            let context = BatchContext::live(plan);
-            Shaping::empty(&context).remembering(keeping, plan)
+            let mut shaping = Shaping::empty(&BatchContext::live(plan)).remembering(keeping, plan);
+            shaping.forgotten = self.key_of(plan).await?;
+            shaping
         } else {
             let (spec, transform) = (self.parts.spec.clone(), self.parts.transform.clone());
             let (plan, lookups) = (plan.clone(), lookups.clone());
@@ -276,7 +279,7 @@ impl Runner {
             committed_at: self.parts.clock.now(),
         };
         self.parts.log.commit(&record).await?;
-        self.keep(std::mem::take(&mut shaping.keeping), &record).await;
+        self.keep(std::mem::take(&mut shaping.keeping), plan, &record).await;
         debug!(milliseconds = committing.elapsed().as_millis() as u64, "commit record written");
         Ok(record)
     }
@@ -327,8 +330,9 @@ impl Runner {
             shaping.release(&table.name, &later.iter().filter(|table| late.contains(&table.name)).collect::<Vec<_>>());
             let state = self.save_state(&table, plan, shaping).await?;
             let change = match windows {
-                Some(windows) => windows,
-                None => self.without_rows_after(&table.name, plan, rows),
+                Some(windows) if is_rebuilt || plan.forget.is_none() => windows,
+                _ if plan.forget.is_some() => self.removal(&table.name, plan, shaping.forgotten.as_ref()).await?,
+                _ => self.without_rows_after(&table.name, plan, rows),
             };
             let file = state.as_ref().map(|(file, _)| file.as_str());
             let receipt = self.apply_with(&table.name, change, plan, file).await?;
@@ -406,6 +410,7 @@ impl Runner {
         let change = match shaping.settled.take() {
             // Once it carries the batch, nobody asks what would change.
             Some(settled) if !self.carries(&dead_letters.table, plan) => self.settle(settled, rows).await?,
+            _ if plan.forget.is_some() => self.removal(&dead_letters.table, plan, shaping.forgotten.as_ref()).await?,
             _ if !plan.rebuild.is_empty() && !self.carries(&dead_letters.table, plan) => {
                 Change::Rows(self.unknown_letters(rows).await?)
             }

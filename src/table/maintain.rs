@@ -77,7 +77,8 @@ pub struct Vacuum {
     pub force: bool,
     /// Do nothing if the last vacuum is younger than this.
     pub every: Option<Duration>,
-    /// Application id of the pipeline: what its last batch changed stays readable, however old.
+    /// Application id of the pipeline: what its last batch changed stays readable, however old. Empty = it does not: that
+    /// batch is done, and what it took out is to go; with `force`, also the empty folders of partitions.
     pub app_id: String,
     /// Versions that stay readable, however old.
     pub keep_versions: Vec<i64>,

@@ -9,7 +9,8 @@
 //! 4. The result depends only on the set of rows applied so far, never on how they were cut into batches.
 //! 5. Losing against another writer of the same application id is an error of kind `Busy`, and changes nothing.
 //! 6. `apply_at` changes nothing unless the table still is as it was pinned.
-//! 7. `compact`, `vacuum` and `tidy_log` change no row and no batch number, whoever else writes meanwhile.
+//! 7. [`Change::Remove`] takes rows from the table and deletes from its memory, once, whatever kind of table it is.
+//! 8. `compact`, `vacuum` and `tidy_log` change no row and no batch number, whoever else writes meanwhile.
 
 pub mod delta;
 pub mod glance;
@@ -19,6 +20,7 @@ pub mod trace;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
@@ -185,6 +187,49 @@ pub enum Change {
         /// The recomputed rows of those groups.
         rows: Vec<RecordBatch>,
     },
+    /// For every table: an operator wants rows forgotten. Those whose values are among these go, from the table and from its
+    /// memory of deletes.
+    Remove(Removal),
+}
+
+/// Rows that an operator wants forgotten.
+#[derive(Debug, Clone)]
+pub struct Removal {
+    /// Their values; the columns are the table's, or some of them.
+    pub rows: RecordBatch,
+    /// Topic, partition and offset of their records: what a memory of deletes that lacks the columns is searched for.
+    pub records: Option<RecordBatch>,
+}
+
+/// What a table holds of some values.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Rows.
+    pub rows: u64,
+    /// Deletes that it remembers.
+    pub remembered: u64,
+    /// It remembers deletes, but not the columns in question: those of records that are known were found, others were not.
+    pub is_mute: bool,
+}
+
+/// Where the log of a table names values of rows that went, and for how long.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Traces {
+    /// Of the columns in question, those whose smallest and largest value of each file the log has.
+    pub statistics: Vec<String>,
+    /// Of the columns in question, those that files are parted by: the log and the folders have each value.
+    pub partitions: Vec<String>,
+    /// Entries stay this long (`delta.logRetentionDuration`),
+    pub retention: Duration,
+    /// and in any case until the table has so many newer ones.
+    pub newer: u64,
+}
+
+impl Traces {
+    /// Whether the log names no value.
+    pub fn is_nothing(&self) -> bool {
+        self.statistics.is_empty() && self.partitions.is_empty()
+    }
 }
 
 /// A table of the pipeline. See the module for the contract.
@@ -229,6 +274,15 @@ pub trait Table: Send {
 
     /// How many rows [`Change::Trim`] would remove now.
     async fn count_after(&mut self, trim: &Trim) -> Result<u64>;
+
+    /// Its columns as they are stored; `None` = there is no table.
+    async fn stored(&mut self) -> Result<Option<SchemaRef>>;
+
+    /// How many rows [`Change::Remove`] would remove now.
+    async fn count_held(&mut self, removal: &Removal) -> Result<Held>;
+
+    /// Where its log, and that of what it keeps beside itself, names values of these columns.
+    async fn traces(&mut self, columns: &[String]) -> Result<Traces>;
 
     /// The distinct values of the columns `by` over all rows: what a refresh table that is new computes.
     async fn groups(&mut self, by: &[String]) -> Result<RecordBatch>;

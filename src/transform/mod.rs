@@ -13,6 +13,7 @@ pub mod decode;
 pub mod definitions;
 pub mod engine;
 pub mod expect;
+pub mod forget;
 mod keeps;
 pub mod letter;
 pub mod polars_engine;

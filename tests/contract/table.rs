@@ -4,6 +4,7 @@
 // Tests break files on purpose, and a panic is how they fail.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
+mod forget;
 mod maintain;
 mod others;
 mod pinned;

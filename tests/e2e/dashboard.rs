@@ -60,7 +60,9 @@ fn a_dashboard_over_live_traffic_is_right_and_fresh() {
     let rate = number("TIDEGATE_DASHBOARD_RATE").unwrap_or(2_000);
     let trigger = if seconds >= 60 { "5s" } else { "1s" };
     let seed = seed();
-    println!("TIDEGATE_SEED={seed} TIDEGATE_DASHBOARD_SECONDS={seconds} TIDEGATE_DASHBOARD_RATE={rate} trigger {trigger}");
+    println!(
+        "TIDEGATE_SEED={seed} TIDEGATE_DASHBOARD_SECONDS={seconds} TIDEGATE_DASHBOARD_RATE={rate} trigger {trigger}"
+    );
     let yaml = PIPELINE.replace("BROKERS", &world.broker.address).replace("TOPIC", &world.topic);
     world.sandbox.write("dashboard.yaml", &yaml.replace("TRIGGER", trigger));
     let running = world.sandbox.tidegate(&["run", "dashboard.yaml"]).start();
@@ -155,7 +157,11 @@ fn report(bronze: &Path, gold: &Path) {
         (at(0.5), at(0.99), at(1.0))
     };
     let (p50, p99, most) = quantiles(&mut ages.iter().map(|a| a.1).collect());
-    println!("{} events in {} batches: event to row p50 {p50:.2} s, p99 {p99:.2} s, most {most:.2} s", ages.len(), commits.len());
+    println!(
+        "{} events in {} batches: event to row p50 {p50:.2} s, p99 {p99:.2} s, most {most:.2} s",
+        ages.len(),
+        commits.len()
+    );
     for part in 0..5 {
         let within = |sent: i64| (sent - first) / fifth == part;
         let mut some: Vec<f64> = ages.iter().filter(|(sent, _)| within(*sent)).map(|a| a.1).collect();

@@ -6,6 +6,7 @@ mod dashboard;
 mod dlq;
 pub(crate) mod examples;
 mod foreign;
+mod forget;
 mod init;
 pub(crate) mod kafka;
 mod kafka_edges;

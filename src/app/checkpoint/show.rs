@@ -85,6 +85,7 @@ fn row(batch: BatchId, plan: Option<&BatchPlan>, commit: Option<&CommitRecord>) 
     let time = |time: chrono::DateTime<chrono::Utc>| time.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
     let what = match (plan, commit) {
         (Some(plan), _) if plan.is_move() => "offsets moved",
+        (Some(plan), _) if plan.forget.is_some() => "a key forgotten",
         (Some(BatchPlan { letters: Some(Letters { action: Action::Replay, .. }), .. }), _) => "letters replayed",
         (Some(BatchPlan { letters: Some(_), .. }), _) => "letters discarded",
         (_, None) => "not finished",

@@ -202,6 +202,7 @@ async fn give_tables(
         moved: BTreeMap::new(),
         letters: None,
         rebuild: Vec::new(),
+        forget: None,
         incarnations: BTreeMap::new(),
         lost: BTreeMap::new(),
         watermarks: BTreeMap::new(),

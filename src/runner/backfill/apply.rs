@@ -185,10 +185,19 @@ impl Backfill {
         let mut found: Vec<RecordBatch> = Vec::new();
         for run in plan.unfinished.iter().chain(is_target.then_some(&plan.run)) {
             let txn = Txn { batch: *run, ..self.txn(upstream, plan) };
-            let table = self.table(upstream)?;
+            let followed = self.table(upstream)?;
             // A run that never came to this table touched nothing in it.
-            if table.note(&txn.app_id, *run).await?.is_some() {
-                found.push(table.touched(by, &txn).await?);
+            if followed.note(&txn.app_id, *run).await?.is_none() {
+                continue;
+            }
+            match followed.touched(by, &txn).await {
+                Ok(groups) => found.push(groups),
+                // A vacuum since may have deleted what it took out: then it is every group that there is, or was computed.
+                Err(error) => {
+                    tracing::debug!(table = upstream, run, %error, "what a run touched cannot be read; all groups are");
+                    found.extend(followed.read_newest(by, None).await?);
+                    found.extend(self.table(&table.name)?.read_newest(by, None).await?);
+                }
             }
         }
         let is_refresh = find(&self.parts.spec, upstream).is_some_and(|t| matches!(t.write, WriteSpec::Refresh { .. }));

@@ -91,6 +91,7 @@ impl Runner {
             moved: BTreeMap::new(),
             letters: Some(letters),
             rebuild: Vec::new(),
+            forget: None,
             lost: BTreeMap::new(),
             incarnations: BTreeMap::new(),
             watermarks: BTreeMap::new(),

@@ -304,6 +304,22 @@ impl DeltaLakeTable {
                 let receipt = Receipt { inserted, updated, ..Receipt::default() };
                 Ok(Prepared { removes, adds, receipt, operation: DeltaOperation::Update { predicate: None } })
             }
+            (mode, Change::Remove(removal)) => {
+                if let Some(memory) = &mut self.memory {
+                    memory.forget(removal, txn).await?;
+                }
+                let (reader, files) = (self.reader(), self.handle.files()?);
+                let work = super::refresh::find_groups(&reader, files, schema, &removal.rows).await?;
+                let deleted = work.iter().map(|rewrite| rewrite.gone.len() as u64).sum();
+                let keys = match mode {
+                    WriteMode::Append => Vec::new(),
+                    WriteMode::Upsert { key, .. } => key,
+                    WriteMode::Refresh { by } => by,
+                };
+                let (removes, adds) = self.rewrite(schema, &keys, work, Vec::new(), touched).await?;
+                let receipt = Receipt { deleted, ..Receipt::default() };
+                Ok(Prepared { removes, adds, receipt, operation: DeltaOperation::Delete { predicate: None } })
+            }
             (WriteMode::Upsert { key, order_by, delete_flag }, Change::Rows(rows)) => {
                 self.upsert(rows, txn, schema, touched, &key, &order_by, delete_flag.as_deref()).await
             }

@@ -35,10 +35,10 @@ const SMALL_FILE: u64 = 16 << 20;
 
 /// The remembered deletes of one table.
 pub(super) struct Memory {
-    handle: Handle,
-    loaded: bool,
+    pub(super) handle: Handle,
+    pub(super) loaded: bool,
     /// The version up to which nobody else has done it any harm.
-    unharmed: Option<i64>,
+    pub(super) unharmed: Option<i64>,
     /// The table it belongs to.
     table: String,
     maker: Maker,
@@ -59,7 +59,7 @@ impl Memory {
 
     /// Deletes that another checkpoint remembers say nothing about this one's rows: its offsets may be those of another
     /// topic, and its batches are numbered anew, so that its own deletes would be taken for written.
-    fn check_owner(&self) -> Result<()> {
+    pub(super) fn check_owner(&self) -> Result<()> {
         let Some(state) = self.handle.state() else { return Ok(()) };
         let owner = made_by(state);
         if owner.as_ref().is_some_and(|owner| owner.pipeline_id == self.maker.pipeline_id) {
@@ -105,7 +105,7 @@ impl Memory {
     }
 
     /// Never over a version that others have made: buried under our own commit it would not be found again.
-    async fn check_unharmed(&mut self) -> Result<()> {
+    pub(super) async fn check_unharmed(&mut self) -> Result<()> {
         if !self.is_harmed().await? {
             return Ok(());
         }
@@ -228,7 +228,11 @@ impl Memory {
 
     /// Deletes its old files.
     pub(super) async fn vacuum(&self, order: &Vacuum) -> Result<Vacuumed> {
-        let order = Vacuum { app_id: format!("{}:deletes", order.app_id), keep_versions: Vec::new(), ..order.clone() };
+        let app_id = match order.app_id.as_str() {
+            "" => String::new(),
+            app_id => format!("{app_id}:deletes"),
+        };
+        let order = Vacuum { app_id, keep_versions: Vec::new(), ..order.clone() };
         super::vacuum::vacuum(Handle::new(self.handle.storage().clone()), &order).await
     }
 
@@ -271,7 +275,7 @@ impl Memory {
         }
     }
 
-    fn reader(&self) -> Reader {
+    pub(super) fn reader(&self) -> Reader {
         Reader { store: self.handle.store(), location: self.handle.location(), partition_by: Arc::default() }
     }
 }

@@ -26,7 +26,7 @@ use crate::table::Txn;
 
 /// How far back the log is searched for the commit of a batch: further than any writer gets between a crash and the
 /// restart, near enough to stay a matter of seconds.
-const SEARCH_BACK: u64 = 1000;
+pub(super) const SEARCH_BACK: u64 = 1000;
 
 /// Versions between two checkpoints of the Delta log: a reader replays at most this many small files.
 pub(super) const CHECKPOINT_EVERY: u64 = 50;

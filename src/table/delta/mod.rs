@@ -20,6 +20,7 @@ mod maintain;
 mod others;
 pub mod query;
 mod refresh;
+mod remove;
 mod restored;
 mod rows;
 mod scan;
@@ -37,7 +38,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int64Array};
-use arrow::datatypes::{FieldRef, Schema};
+use arrow::datatypes::{FieldRef, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -50,7 +51,7 @@ use self::rows::Distinct;
 use self::scan::{Pruner, Reader, Semi};
 use self::schema::{arrow_schema, check_kept, check_nulls, made_by, project, reconcile};
 use super::maintain::{Compacted, Compaction, Vacuum, Vacuumed};
-use super::{Change, Pin, Span, Table, TableDefinition, TableState, Trim, Txn, WriteMode};
+use super::{Change, Held, Pin, Removal, Span, Table, TableDefinition, TableState, Traces, Trim, Txn, WriteMode};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::model::batch::{BatchId, ForeignWrite, Receipt};
 use crate::storage::Storage;
@@ -391,6 +392,21 @@ impl Table for DeltaLakeTable {
         let schema = arrow_schema(state);
         let work = trim::find(&self.reader(), self.handle.files()?, &schema, trim).await?;
         Ok(work.iter().map(|rewrite| rewrite.gone.len() as u64).sum())
+    }
+
+    async fn stored(&mut self) -> Result<Option<SchemaRef>> {
+        if self.handle.state().is_none() {
+            self.reload().await?;
+        }
+        Ok(self.handle.state().map(arrow_schema))
+    }
+
+    async fn count_held(&mut self, removal: &Removal) -> Result<Held> {
+        DeltaLakeTable::count_held(self, removal).await
+    }
+
+    async fn traces(&mut self, columns: &[String]) -> Result<Traces> {
+        DeltaLakeTable::traces(self, columns).await
     }
 
     async fn groups(&mut self, by: &[String]) -> Result<RecordBatch> {

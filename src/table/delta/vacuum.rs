@@ -97,7 +97,32 @@ pub(super) async fn vacuum(mut handle: Handle, order: &Vacuum) -> Result<Vacuume
             done.paths.push(candidate.path.to_string());
         }
     }
+    if order.app_id.is_empty() && order.force && !order.dry_run {
+        remove_empty_folders(&handle, &partition_by);
+    }
     Ok(done)
+}
+
+/// What is forgotten must not go on as the name of a partition's folder. Object stores have no folders.
+fn remove_empty_folders(handle: &Handle, partition_by: &[String]) {
+    let url = &handle.storage().url;
+    if url.scheme() == "file"
+        && let Ok(folder) = url.to_file_path()
+    {
+        remove_empty_below(&folder, partition_by);
+    }
+}
+
+fn remove_empty_below(folder: &std::path::Path, partition_by: &[String]) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let column = name.to_str().and_then(|name| name.split_once('=')).map(|(column, _)| column);
+        if column.is_some_and(|column| partition_by.iter().any(|name| name == column)) {
+            remove_empty_below(&entry.path(), partition_by);
+            // One that is not empty stays.
+            let _ = std::fs::remove_dir(entry.path());
+        }
+    }
 }
 
 fn millis(duration: Duration) -> i64 {
@@ -141,6 +166,9 @@ async fn kept(handle: &Handle, order: &Vacuum) -> Result<HashSet<Path>> {
         let mut old = handle.fork();
         old.load_version(Some(*version)).await?;
         kept.extend(live(&old)?);
+    }
+    if order.app_id.is_empty() {
+        return Ok(kept);
     }
     if let Some(applied) = handle.applied(&order.app_id).await?
         && let Some((_, actions)) = handle.find_commit(&order.app_id, applied).await?

@@ -39,6 +39,14 @@ pub(super) struct Writer {
     location: String,
 }
 
+/// The columns that get statistics: the first ones, and keys wherever they stand.
+pub(super) fn stats_columns(schema: &SchemaRef, keys: &[String]) -> Vec<String> {
+    let mut names: Vec<String> = schema.fields().iter().take(STATS_COLUMNS).map(|field| field.name().clone()).collect();
+    let late: Vec<String> = keys.iter().filter(|key| !names.contains(key)).cloned().collect();
+    names.extend(late);
+    names
+}
+
 impl Writer {
     /// `keys` get statistics wherever they stand in the schema.
     pub(super) fn new(
@@ -62,13 +70,8 @@ impl Writer {
         state: &DeltaTableState,
         target: u64,
     ) -> Writer {
-        let name = |at: usize| schema.field(at).name().clone();
-        let mut stats: Vec<String> = (0..schema.fields().len().min(STATS_COLUMNS)).map(name).collect();
-        let late = keys.iter().filter(|key| !stats.contains(key)).cloned().collect::<Vec<_>>();
-        let stats_columns = (!late.is_empty()).then(|| {
-            stats.extend(late);
-            stats
-        });
+        let stats = stats_columns(schema, keys);
+        let stats_columns = (stats.len() > schema.fields().len().min(STATS_COLUMNS)).then_some(stats);
         let properties = WriterProperties::builder()
             .set_compression(Compression::SNAPPY)
             .set_created_by(concat!("tidegate ", env!("CARGO_PKG_VERSION")).to_owned())
