@@ -208,11 +208,9 @@ mod tests {
 
     #[test]
     fn the_hash_of_a_value_never_changes() {
-        // Saved sketches of one release meet values of the next.
-        assert_eq!(Value::Int(1).stable_hash(), HASH_OF_ONE);
-        assert_eq!(Value::Text("tidegate".into()).stable_hash(), HASH_OF_TEXT);
+        // Saved sketches of one release meet values of the next. Worked out with another program.
+        assert_eq!(Value::Int(1).stable_hash(), 13109175891804410104);
+        assert_eq!(Value::Text("tidegate".into()).stable_hash(), 12944708389028622798);
+        assert_eq!(Value::float(0.5).stable_hash(), 4197270381754358303);
     }
-
-    const HASH_OF_ONE: u64 = 0;
-    const HASH_OF_TEXT: u64 = 0;
 }
