@@ -136,7 +136,9 @@ fn a_walk_over_every_minute_finds_the_same_days_weeks_and_months() {
             }
             for pair in expected.windows(2) {
                 assert_eq!(window.end(pair[0]), pair[1], "{unit:?} in {timezone}");
-                for instant in [pair[0], pair[0] + 1, pair[1] - MINUTE, pair[1] - 1] {
+                // Where clocks go back, that happens within hours of midnight.
+                let early = (0..180).step_by(7).map(|minute| pair[0] + minute * MINUTE);
+                for instant in early.chain([pair[0] + 1, pair[1] - MINUTE, pair[1] - 1]) {
                     assert_eq!(starts(window, instant), [pair[0]], "{unit:?} in {timezone} of {instant}");
                 }
             }

@@ -24,6 +24,8 @@ fn types() -> Vec<DataType> {
         timestamp(),
         DataType::Int8,
         DataType::Binary,
+        DataType::Int32,
+        DataType::Float32,
     ]
 }
 
@@ -101,7 +103,7 @@ fn random_cell(random: &mut SmallRng, data_type: &DataType) -> Cell {
         DataType::Utf8 | DataType::Binary => {
             Cell::Text(["", "a", "b", "ab", "ÿ"][random.random_range(0..5)].to_string())
         }
-        DataType::Float64 => Cell::Float(match random.random_range(0..12) {
+        DataType::Float64 | DataType::Float32 => Cell::Float(match random.random_range(0..12) {
             0 => f64::NAN,
             1 => -0.0,
             2 => (1u64 << 60) as f64,
@@ -120,6 +122,7 @@ fn array(data_type: &DataType, cells: Vec<&Cell>) -> ArrayRef {
     let cells = cells.iter();
     match data_type {
         DataType::Int64 => Arc::new(cells.map(|c| int(c).map(|i| i as i64)).collect::<Int64Array>()),
+        DataType::Int32 => Arc::new(cells.map(|c| int(c).map(|i| i as i32)).collect::<Int32Array>()),
         DataType::Int8 => Arc::new(cells.map(|c| int(c).map(|i| i as i8)).collect::<Int8Array>()),
         DataType::Date32 => Arc::new(cells.map(|c| int(c).map(|i| i as i32)).collect::<Date32Array>()),
         DataType::Boolean => Arc::new(cells.map(|c| int(c).map(|i| i == 1)).collect::<BooleanArray>()),
@@ -132,6 +135,10 @@ fn array(data_type: &DataType, cells: Vec<&Cell>) -> ArrayRef {
         }
         DataType::Float64 => {
             Arc::new(cells.map(|c| if let Cell::Float(f) = c { Some(*f) } else { None }).collect::<Float64Array>())
+        }
+        DataType::Float32 => {
+            let float = |c: &&Cell| if let Cell::Float(f) = c { Some(*f as f32) } else { None };
+            Arc::new(cells.map(float).collect::<Float32Array>())
         }
         DataType::Utf8 => Arc::new(cells.map(text).collect::<StringArray>()),
         DataType::Binary => Arc::new(cells.map(|c| text(c).map(String::into_bytes)).collect::<BinaryArray>()),
@@ -152,6 +159,7 @@ fn cell(array: &ArrayRef, row: usize) -> Cell {
         DataType::Timestamp(_, _) => Cell::Int(array.as_primitive::<TimestampMicrosecondType>().value(row).into()),
         DataType::Decimal128(_, _) => Cell::Int(array.as_primitive::<Decimal128Type>().value(row)),
         DataType::Float64 => Cell::Float(array.as_primitive::<Float64Type>().value(row)),
+        DataType::Float32 => Cell::Float(array.as_primitive::<Float32Type>().value(row).into()),
         DataType::Utf8 => Cell::Text(array.as_string::<i32>().value(row).to_string()),
         DataType::Binary => Cell::Text(String::from_utf8(array.as_binary::<i32>().value(row).to_vec()).unwrap()),
         other => unreachable!("{other}"),
