@@ -116,7 +116,7 @@ fn a_walk_over_every_minute_finds_the_same_days_weeks_and_months() {
     ] {
         let days = day_starts(timezone, from, to);
         let weeks = |date: NaiveDate| (date.iso_week().year(), date.iso_week().week());
-        let months = |date: NaiveDate| (date.year(), date.month() as u32);
+        let months = |date: NaiveDate| (date.year(), date.month());
         let firsts = |same: &dyn Fn(NaiveDate) -> (i32, u32)| -> Vec<Micros> {
             days.windows(2).filter(|pair| same(pair[0].1) != same(pair[1].1)).map(|pair| pair[1].0).collect()
         };

@@ -1,6 +1,6 @@
 //! How windows are saved: one row each, in columns that people and later releases can read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int32Array, RecordBatch, new_null_array};
@@ -92,24 +92,32 @@ pub(super) fn load(
     };
     let is_gone = columns[columns.len() - 2].as_boolean();
     let mut slots = vec![NOWHERE; saved.num_rows()];
-    for (row, slot) in slots.iter_mut().enumerate() {
+    // Rows of several saves may come in one batch: of each window the last row counts.
+    let mut latest: HashMap<Slot, usize> = HashMap::new();
+    for row in 0..saved.num_rows() {
         let (start, end) = (time(0, row, 0), time(1, row, Micros::MAX));
         let known = entries.find(key.of(row), start);
-        match (known, is_gone.value(row)) {
-            (None, true) => {}
-            (Some(known), true) => {
-                entries.remove(known);
-            }
-            (Some(known), false) => {
+        if let Some(before) = known.and_then(|known| latest.remove(&known)) {
+            slots[before] = NOWHERE;
+        }
+        if is_gone.value(row) {
+            known.map(|known| entries.remove(known));
+            continue;
+        }
+        let slot = match known {
+            Some(known) => {
                 entries.clear(known);
                 entries.stretch(known, start, end);
-                *slot = known;
+                known
             }
-            (None, false) => {
-                *slot = entries.allocate();
-                entries.insert(*slot, key.of(row), start, end);
+            None => {
+                let slot = entries.allocate();
+                entries.insert(slot, key.of(row), start, end);
+                slot
             }
-        }
+        };
+        slots[row] = slot;
+        latest.insert(slot, row);
     }
     let first = by + if timed { 2 } else { 0 };
     entries.load(&slots, &columns[first..columns.len() - 2])

@@ -58,6 +58,11 @@ impl Expected {
     }
 }
 
+/// Start and key of a window.
+type Place = (i64, Vec<Part>);
+/// Windows, with their ends and rows.
+type Held = BTreeMap<Place, (i64, Vec<Row>)>;
+
 #[derive(Debug, Clone)]
 pub struct Line {
     pub start: i64,
@@ -69,7 +74,7 @@ pub struct Line {
 #[derive(Debug, Default)]
 pub struct Outcome {
     pub lines: Vec<Line>,
-    pub replaced: BTreeSet<(i64, Vec<Part>)>,
+    pub replaced: BTreeSet<Place>,
     pub aside: Vec<(usize, &'static str)>,
     pub counts: BTreeMap<&'static str, u64>,
 }
@@ -80,7 +85,7 @@ pub struct Oracle {
     pub late: Late,
     pub calls: Vec<Call>,
     /// Per window, the rows that it took, in order of arrival. For sessions this is made anew from `events`.
-    windows: BTreeMap<(i64, Vec<Part>), (i64, Vec<Row>)>,
+    windows: Held,
     events: Vec<Row>,
 }
 
@@ -103,8 +108,8 @@ impl Oracle {
         let ends_ever = self.window.is_some() && self.emit != Emit::Complete;
         let watermark = if ends_ever { time.watermark } else { None };
         let grace = if let Late::Update { keep } = self.late { keep } else { 0 };
-        let before: BTreeSet<(i64, Vec<Part>)> = self.windows.keys().cloned().collect();
-        let mut hit: BTreeSet<(i64, Vec<Part>)> = BTreeSet::new();
+        let before: BTreeSet<Place> = self.windows.keys().cloned().collect();
+        let mut hit: BTreeSet<Place> = BTreeSet::new();
         let mut new_events = Vec::new();
         for (number, row) in rows.iter().enumerate() {
             let Some(at) = row.time else {
@@ -172,15 +177,13 @@ impl Oracle {
         outcome
     }
 
-    fn lines(&self, wanted: impl Fn(&(i64, Vec<Part>), i64) -> bool) -> Vec<Line> {
-        let wanted = self.windows.iter().filter(|(place, (end, _))| wanted(place, *end));
-        let line = |((start, key), (end, rows)): (&(i64, Vec<Part>), &(i64, Vec<Row>))| Line {
-            start: *start,
-            end: *end,
-            key: key.clone(),
-            values: self.calls.iter().map(|call| value(call, rows)).collect(),
-        };
-        wanted.map(line).collect()
+    fn lines(&self, wanted: impl Fn(&Place, i64) -> bool) -> Vec<Line> {
+        let mut lines = Vec::new();
+        for (place, (end, rows)) in self.windows.iter().filter(|(place, (end, _))| wanted(place, *end)) {
+            let values = self.calls.iter().map(|call| value(call, rows)).collect();
+            lines.push(Line { start: place.0, end: *end, key: place.1.clone(), values });
+        }
+        lines
     }
 }
 
@@ -216,7 +219,7 @@ fn holding(window: Option<Window>, at: i64) -> Vec<(i64, i64)> {
     }
 }
 
-fn sessions(events: &[Row], gap: i64) -> BTreeMap<(i64, Vec<Part>), (i64, Vec<Row>)> {
+fn sessions(events: &[Row], gap: i64) -> Held {
     let mut found = BTreeMap::new();
     let keys: BTreeSet<&Vec<Part>> = events.iter().map(|event| &event.key).collect();
     for key in keys {

@@ -261,6 +261,17 @@ fn compare(aggregation: &Aggregation, step: &Step, expected: &Outcome) {
     assert_eq!(step.counts, expected.counts);
 }
 
+/// What a file makes of saved rows.
+fn through_parquet(log: &[RecordBatch]) -> Vec<RecordBatch> {
+    let Some(first) = log.first() else { return Vec::new() };
+    let mut bytes = Vec::new();
+    let mut writer = parquet::arrow::ArrowWriter::try_new(&mut bytes, first.schema(), None).unwrap();
+    log.iter().for_each(|batch| writer.write(batch).unwrap());
+    writer.close().unwrap();
+    let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::from(bytes));
+    reader.unwrap().build().unwrap().collect::<Result<_, _>>().unwrap()
+}
+
 fn case(random: &mut SmallRng, seen: &mut BTreeMap<&'static str, u64>) {
     let (window, unit, origin) = random_window(random);
     let (functions, calls) = random_functions(random);
@@ -327,6 +338,9 @@ fn case(random: &mut SmallRng, seen: &mut BTreeMap<&'static str, u64>) {
         if random.random_bool(0.5) {
             *seen.entry("loaded").or_default() += log.len() as u64;
             windows = Windows::new(aggregation.clone()).unwrap();
+            if random.random_bool(0.1) {
+                log = through_parquet(&log);
+            }
             windows.load(&log).unwrap();
             assert!(log.iter().all(|saved| saved.schema() == windows.saved()));
             assert!(windows.changes().unwrap().is_empty());
