@@ -89,7 +89,7 @@ impl Runner {
     }
 
     /// Tables that remember rows which are read again: they are computed again from what stays.
-    fn to_rebuild(&self, moved: &BTreeMap<String, OffsetRanges>) -> Result<Vec<String>> {
+    pub fn rebuilt_by(&self, moved: &BTreeMap<String, OffsetRanges>) -> Result<Vec<String>> {
         let goes_back = moved.values().flat_map(|ranges| ranges.0.values()).any(|range| range.until < range.from);
         let remembering: Vec<_> =
             self.parts.spec.tables.iter().filter(|table| goes_back && table.keeps.is_some()).collect();
@@ -109,7 +109,7 @@ impl Runner {
         let started = Instant::now();
         let Stand { last, .. } = self.standing().await?;
         self.ensure_observed().await?;
-        let rebuild = self.to_rebuild(&moved)?;
+        let rebuild = self.rebuilt_by(&moved)?;
         let stay = |ranges: &OffsetRanges| {
             let stays = |range: &Range| Range { from: range.until, until: range.until };
             OffsetRanges(ranges.0.iter().map(|(partition, range)| (partition.clone(), stays(range))).collect())
