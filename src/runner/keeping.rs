@@ -81,6 +81,12 @@ impl Keeping {
         Ok(self.get(table)?.saved.clocks.last())
     }
 
+    /// The watermarks that were reached, by table.
+    pub fn reached(&self) -> BTreeMap<String, DateTime<Utc>> {
+        let reached = self.0.iter().filter_map(|(table, kept)| Some((table.clone(), instant(kept.saved.watermark?))));
+        reached.collect()
+    }
+
     fn get(&mut self, table: &str) -> Result<&mut Kept> {
         self.0.get_mut(table).ok_or_else(|| Error::failed(format!("the state of {table} was not loaded")))
     }
@@ -296,8 +302,10 @@ impl Shaping {
             arrivals.push(transform.arrivals(&table.name, number, &inputs, &self.context)?);
         }
         let context = &self.context;
-        let in_force = self.watermarks.get(&table.name).copied().map(micros);
+        let planned = self.watermarks.get(&table.name).copied().map(micros);
         let kept = self.keeping.get(&table.name)?;
+        // A batch that an operator made plans none; then what was reached stands.
+        let in_force = planned.max(kept.saved.watermark);
         let flowed = kept.saved.watermark.max(kept.saved.clocks.watermark(patience(keeps), batch_time));
         let next = in_force.max(clocks.watermark(patience(keeps), batch_time));
         let step = kept.operator.step(&arrivals, &EventTime { watermark: in_force, next, latest })?;

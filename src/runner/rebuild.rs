@@ -28,8 +28,10 @@ use crate::transform::decode::added::{BATCH_ID, INGESTED_AT};
 use crate::transform::expect::in_source_order;
 use crate::transform::{BatchContext, DeadLetter, Inputs, Transform};
 
-/// Batches of the upstream that are read at once.
-const BATCHES_AT_ONCE: usize = 64;
+/// Batches of the upstream are read together as long as they have fewer rows than this.
+const ROWS_AT_ONCE: usize = 250_000;
+/// The most batches that are read together.
+const BATCHES_AT_ONCE: usize = 256;
 
 /// Replaced rows are held up to this many.
 const FEW_ROWS: usize = 100_000;
@@ -181,11 +183,16 @@ impl Runner {
         let mut newest = Newest::default();
         let mut dead = Vec::new();
         let mut closings = closings.into_iter().peekable();
-        for some in ids.chunks(BATCHES_AT_ONCE) {
+        let (mut read, mut at_once) = (0, 1);
+        while read < ids.len() {
+            let some = &ids[read..(read + at_once).min(ids.len())];
+            read += some.len();
             let wanted = Arc::new(Int64Array::from(some.to_vec())) as arrow::array::ArrayRef;
             let wanted = RecordBatch::try_from_iter([(BATCH_ID, wanted)]);
             let wanted = wanted.context(ErrorKind::Failed, "batch numbers are a column")?;
             let rows = self.table(upstream)?.read(&columns, Some(&wanted)).await?;
+            let count: usize = rows.iter().map(RecordBatch::num_rows).sum();
+            at_once = if count < ROWS_AT_ONCE / 2 { (2 * at_once).min(BATCHES_AT_ONCE) } else { (at_once / 2).max(1) };
             let mut by_batch = by_batch(&schema, rows)?;
             for id in some {
                 let Some((batch_time, rows)) = by_batch.remove(id) else { continue };

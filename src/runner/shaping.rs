@@ -134,9 +134,10 @@ impl Shaping {
 
     /// Lends what tables remember to the batch.
     pub fn remembering(mut self, keeping: Keeping, plan: &BatchPlan) -> Shaping {
+        self.next_watermarks = keeping.reached();
+        self.next_watermarks.extend(plan.watermarks.clone());
         self.keeping = keeping;
         self.watermarks = plan.watermarks.clone();
-        self.next_watermarks = plan.watermarks.clone();
         self
     }
 
