@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 
 use super::shaping::{Rows, Shaping};
 use super::{Runner, remembered};
-use crate::arrow_bridge::conform;
+
 use crate::checkpoint::states::{STATE_VERSION, Saved, States};
 use crate::config::spec::{KeepsSpec, TableSpec, WriteSpec};
 use crate::error::{Code, Error, ErrorKind, Result};
@@ -16,7 +16,7 @@ use crate::model::batch::{BatchId, BatchPlan, CommitRecord, Receipt};
 use crate::model::watermark::{Clocks, Patience};
 use crate::model::window::{EventTime, Micros};
 use crate::table::Change;
-use crate::transform::stateful::{Stateful, Step, newest_by_partition};
+use crate::transform::stateful::{Stateful, Step, conform, newest_by_partition};
 use crate::transform::{DeadLetter, Inputs, Transform, expect, row_json};
 
 /// A file that only holds changes is followed by at most this many others before all entries are written again.

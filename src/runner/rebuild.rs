@@ -17,7 +17,7 @@ use super::keeping::Stepped;
 use super::shaping::{Rows, Shaping};
 use super::step::{Phases, blocking, taken};
 use super::{Runner, event::Event, meaning, recipe};
-use crate::arrow_bridge::conform;
+
 use crate::checkpoint::Claim;
 use crate::config::spec::{From, OperatorSpec, TableSpec, WriteSpec};
 use crate::error::{Code, Context, Error, ErrorKind, Result};
@@ -26,6 +26,7 @@ use crate::model::window::Micros;
 use crate::table::Change;
 use crate::transform::decode::added::{BATCH_ID, INGESTED_AT};
 use crate::transform::expect::in_source_order;
+use crate::transform::stateful::conform;
 use crate::transform::{BatchContext, DeadLetter, Inputs, Transform};
 
 /// Batches of the upstream are read together as long as they have fewer rows than this.

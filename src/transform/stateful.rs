@@ -18,6 +18,7 @@ use chrono::{DateTime, Days, NaiveDate};
 use chrono_tz::Tz;
 
 use super::Stage;
+pub use crate::arrow_bridge::conform;
 use crate::error::{Error, Result};
 use crate::model::interval::midnight;
 use crate::model::offset::Partition;
