@@ -43,6 +43,8 @@ use clock::Clock;
 use event::{Event, Next, Observer};
 use keeping::Keeping;
 
+pub use shaping::remembering;
+
 /// Name of a table's Delta application id: stable over restarts, new for every new checkpoint log.
 pub fn app_id(pipeline_id: &str, table: &str) -> String {
     format!("tidegate:{pipeline_id}:{table}")

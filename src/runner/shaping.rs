@@ -76,7 +76,7 @@ pub(super) fn deferred(spec: &PipelineSpec, transform: &dyn Transform) -> BTreeS
 }
 
 /// The tables that remember something, and those below them.
-pub(super) fn remembering(spec: &PipelineSpec) -> BTreeSet<String> {
+pub fn remembering(spec: &PipelineSpec) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for table in &spec.tables {
         let upstream_is =
