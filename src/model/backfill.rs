@@ -79,7 +79,7 @@ pub struct BackfillRecord {
     pub recipe: String,
     /// Rows of the interval that took part.
     pub input_rows: u64,
-    /// Rows set aside, new ones or not.
+    /// Rows set aside that were not among the dead letters already.
     pub dead_letters: u64,
     /// Rows that broke each rule, as `table.rule`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -244,6 +244,25 @@ impl Tables {
 }
 
 #[test]
+fn a_table_that_is_nowhere_is_refused_with_the_one_that_may_be_meant() {
+    let mut world = World::new("nope");
+    let refused = |world: &World| {
+        for command in ["replay", "discard", "ls"] {
+            let refused = world.dlq(&[command, "--table", "silver.order"]).code(&[2]);
+            refused.says("no table or source `silver.order`").says("did you mean `silver.orders`?");
+        }
+    };
+    refused(&world);
+    world.land(40);
+    world.drain().success();
+    refused(&world);
+    world.dlq(&["ls", "--table", "silver.orders,source"]).success();
+    // Its letters outlive it.
+    world.sandbox.write(FILE, &BEFORE.replace("silver.orders", "silver.sold"));
+    world.dlq(&["ls", "--table", "silver.orders"]).success();
+}
+
+#[test]
 fn a_mended_file_takes_what_was_set_aside_and_the_tables_are_as_if_it_had_always_been_right() {
     let mut world = World::new("mended");
     for _ in 0..6 {

@@ -22,7 +22,7 @@ use super::{Failure, Outcome, run};
 use crate::checkpoint::CheckpointLog;
 use crate::checkpoint::backfills::Backfills;
 use crate::checkpoint::lock;
-use crate::cli::{BackfillArgs, BackfillMode, Global};
+use crate::cli::{BackfillArgs, BackfillMode, Global, HistoryArgs, PipelineArgs};
 use crate::config::spec::PipelineSpec;
 use crate::error::{Error, Result};
 use crate::model::backfill::{Decision, Gap, IntervalHead, Mode, Request, gaps};
@@ -110,6 +110,25 @@ pub(super) async fn backfill(global: &Global, args: &BackfillArgs) -> Result<Out
     let done = shop.run(&typed, &request, usize::from(args.parallel), &stop, &progress).await?;
     let milliseconds = started.elapsed().as_millis() as u64;
     Ok(report::outcome(&shop.spec, &shop.owner, &request, &done, args.no_data_exit_code, milliseconds))
+}
+
+/// `tidegate history --gaps`.
+pub(super) async fn list_gaps(global: &Global, args: &HistoryArgs) -> Result<Outcome, Failure> {
+    let args = BackfillArgs {
+        pipeline: PipelineArgs { file: args.pipeline.file.clone() },
+        date: None,
+        from: args.from.clone(),
+        to: args.to.clone(),
+        by: args.by,
+        tables: args.tables.clone(),
+        mode: BackfillMode::Full,
+        parallel: 1,
+        resume: false,
+        dry_run: false,
+        gaps: true,
+        no_data_exit_code: None,
+    };
+    backfill(global, &args).await
 }
 
 pub(super) fn log_folder(spec: &PipelineSpec) -> Result<storage::Storage> {

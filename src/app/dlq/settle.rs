@@ -52,10 +52,13 @@ async fn settle(global: &Global, what: &What<'_>) -> Result<Outcome, Failure> {
     let checked = compose::check(global, &what.pipeline.file).await?;
     let spec = checked.spec.clone();
     table_name(&spec)?;
-    let selection = Selection::new(what.letters, &[Status::Open], spec.timezone)?;
+    let selection = Selection::new(what.letters, &[Status::Open], &spec)?;
     check_statuses(&selection, what)?;
     let owner = compose::owner();
-    let Some((log, identity)) = ran_before(&checked).await? else { return Ok(nothing(&spec, what)) };
+    let Some((log, identity)) = ran_before(&checked).await? else {
+        selection.check_tables(&[])?;
+        return Ok(nothing(&spec, what));
+    };
     let _lock = if what.yes { compose::lock(&spec, &log, &owner).map_err(between)? } else { None };
     let letters = selection.letters(&mut *open(&checked, &identity)?, what.letters.limit).await?;
     if letters.is_empty() {

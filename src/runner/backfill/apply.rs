@@ -237,8 +237,16 @@ impl Backfill {
         record: &mut BackfillRecord,
     ) -> Result<bool> {
         let spec = self.parts.spec.clone();
+        self.give_way().await?;
         let pin = self.pin(dead_letters).await?;
-        let window = Window { since: plan.since, upto: self.cap(pin.applied).await? };
+        let mut upto = self.cap(pin.applied).await?;
+        for name in &plan.tables {
+            // A live batch sets aside before it adds to bronze: the letters of one that bronze lacks are its own.
+            let lineage = self.lineage(name)?;
+            upto = upto.min(self.pin(&lineage.bronze).await?.applied);
+        }
+        let window = Window { since: plan.since, upto };
+        self.caps.insert(dead_letters.to_string(), upto);
         let (mut dead, mut records) = (Vec::new(), BTreeMap::new());
         for name in &plan.tables {
             let is_refresh = |table: &TableSpec| matches!(table.write, WriteSpec::Refresh { .. });
@@ -250,8 +258,7 @@ impl Backfill {
             let rows = self.bronze_rows(&lineage, window).await?;
             records.insert(lineage.bronze, as_records(&rows)?);
         }
-        record.dead_letters = dead.len() as u64;
-        self.check_budget(record)?;
+        self.check_budget(dead.len() as u64, record.input_rows)?;
         if dead.is_empty() {
             return Ok(true);
         }
@@ -271,6 +278,7 @@ impl Backfill {
         let applied = self.table(dead_letters)?.apply_at(change, &txn, &now).await;
         let Some(receipt) = applied.map_err(|error| error.with("table", dead_letters))? else { return Ok(false) };
         fail::hit(fail::APPLIED)?;
+        record.dead_letters = receipt.inserted;
         record.receipts.insert(dead_letters.to_string(), receipt);
         Ok(true)
     }

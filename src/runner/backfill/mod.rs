@@ -37,7 +37,7 @@ use crate::config::spec::PipelineSpec;
 use crate::error::{Certainty, Error, ErrorKind, Result};
 use crate::fail;
 use crate::model::backfill::{BackfillPlan, BackfillRecord, Decision, Request, decide};
-use crate::model::batch::{BatchId, FORMAT_VERSION, Owner, Receipt};
+use crate::model::batch::{BatchId, BatchPlan, FORMAT_VERSION, Owner, Receipt};
 use crate::model::interval::Interval;
 use crate::table::{BESIDE, Lookup, Table, Txn};
 use crate::transform::Transform;
@@ -171,6 +171,7 @@ impl Backfill {
     async fn walk(&mut self, request: &Request) -> Result<Done> {
         fail::hit(fail::OBSERVE)?;
         let head = self.parts.log.head().await?;
+        self.give_way().await?;
         let plan = match self.decide(request, &head).await? {
             Decision::Skip => return Ok(Done::Skipped),
             Decision::Replay(plan) => *plan,
@@ -332,6 +333,9 @@ impl Backfill {
 
     /// Lets the live batch that is under way finish first, not those after it. Without this a backfill of many short commits
     /// would win against a run whose one commit takes longer to prepare, again and again.
+    ///
+    /// Under positions that are being moved, or letters that are being replayed, nothing is derived: some tables have lost or
+    /// got rows that others still have to.
     async fn give_way(&mut self) -> Result<()> {
         let mut left = COURTESY;
         let mut first = None;
@@ -340,13 +344,13 @@ impl Backfill {
             let done = head.commit.map(|record| record.batch);
             let Some(plan) = head.plan.filter(|plan| done.is_none_or(|done| done < plan.batch)) else { return Ok(()) };
             let is_another = *first.get_or_insert(plan.batch) != plan.batch;
-            if is_another || self.waited.contains(&plan.batch) || !(self.parts.is_alive)(&plan.owner, &self.parts.owner)
-            {
-                return Ok(());
-            }
-            if left.is_zero() {
+            if !(self.parts.is_alive)(&plan.owner, &self.parts.owner) || left.is_zero() {
                 self.waited.insert(plan.batch);
-                return Ok(());
+            }
+            match (plan.is_by_hand(), self.waited.contains(&plan.batch)) {
+                (true, true) => return Err(half_done(&plan)),
+                (false, is_waited) if is_waited || is_another => return Ok(()),
+                _ => {}
             }
             tokio::time::sleep(COURTESY_STEP).await;
             left = left.saturating_sub(COURTESY_STEP);
@@ -372,9 +376,17 @@ impl Backfill {
         Ok(())
     }
 
-    fn check_budget(&self, record: &BackfillRecord) -> Result<()> {
-        check_budget(self.parts.spec.dead_letters.as_ref(), record.dead_letters, record.input_rows)
+    fn check_budget(&self, dead_letters: u64, input_rows: u64) -> Result<()> {
+        check_budget(self.parts.spec.dead_letters.as_ref(), dead_letters, input_rows)
     }
+}
+
+fn half_done(plan: &BatchPlan) -> Error {
+    let what = if plan.is_move() { "moves positions" } else { "settles dead letters" };
+    let text = format!("batch {} {what}, and is not finished: no day can be derived under it", plan.batch);
+    Error::new(ErrorKind::Busy, text)
+        .with("begun by", format!("pid {} on host {}", plan.owner.pid, plan.owner.host))
+        .help("finish it first: tidegate run FILE --trigger once")
 }
 
 /// Over all tables: rows added, changed and removed.
