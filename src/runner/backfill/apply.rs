@@ -10,7 +10,7 @@ use arrow::datatypes::{FieldRef, Schema, SchemaRef};
 
 use super::Backfill;
 use super::derive::{Window, as_records};
-use super::lineage::find;
+use super::lineage::{find, is_bronze};
 use crate::config::spec::{From, TableSpec, WriteSpec};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::fail;
@@ -22,13 +22,13 @@ use crate::table::{Change, Pin, Txn};
 use crate::transform::{Inputs, dead_letter};
 
 /// How often a table is derived when others are faster.
-const TRIES: u32 = 40;
+pub(super) const TRIES: u32 = 40;
 
 /// The column that names a dead letter: the same in every run.
 const DEAD_ID: &str = "dlq_id";
 
 /// Grows with every try.
-const PAUSE: Duration = Duration::from_millis(25);
+pub(super) const PAUSE: Duration = Duration::from_millis(25);
 
 impl Backfill {
     /// Every table in graph order, and the dead letters where the live walk has them.
@@ -37,7 +37,7 @@ impl Backfill {
         let late = deferred(&spec, &*transform);
         // A rule that refuses rows is better broken while no table is written.
         for name in plan.tables.iter().filter(|name| !late.contains(*name)) {
-            if let Some(table) = find(&spec, name) {
+            if let Some(table) = find(&spec, name).filter(|table| !is_bronze(table)) {
                 let pin = self.pin(name).await?;
                 let window = self.window(table, plan, &pin).await?;
                 self.derive(name, window, plan).await?;
@@ -48,7 +48,7 @@ impl Backfill {
             self.set_aside(plan, record).await?;
         }
         for name in &plan.tables {
-            let Some(table) = find(&spec, name) else { continue };
+            let Some(table) = find(&spec, name).filter(|table| !is_bronze(table)) else { continue };
             let receipt = self.apply(table, plan).await.map_err(|error| error.with("table", name))?;
             record.receipts.insert(name.clone(), receipt);
         }
@@ -98,7 +98,7 @@ impl Backfill {
         let upto = self.cap(pin.applied).await?;
         // An append table has all rows of the interval replaced: all of them must come.
         let since = if table.write == WriteSpec::Append { None } else { plan.since };
-        Ok(Window { since, upto })
+        Ok(Window { since, after: plan.since_time, upto })
     }
 
     /// Rows that the table has not seen from any batch of its own never come: its pin says which it has. They stay right
@@ -240,17 +240,18 @@ impl Backfill {
         self.give_way().await?;
         let pin = self.pin(dead_letters).await?;
         let mut upto = self.cap(pin.applied).await?;
-        for name in &plan.tables {
+        let derived = |name: &&String| find(&spec, name).is_some_and(|table| !is_bronze(table));
+        for name in plan.tables.iter().filter(derived) {
             // A live batch sets aside before it adds to bronze: the letters of one that bronze lacks are its own.
             let lineage = self.lineage(name)?;
             upto = upto.min(self.pin(&lineage.bronze).await?.applied);
         }
-        let window = Window { since: plan.since, upto };
+        let window = Window { since: plan.since, after: plan.since_time, upto };
         self.caps.insert(dead_letters.to_string(), upto);
         let (mut dead, mut records) = (Vec::new(), BTreeMap::new());
         for name in &plan.tables {
             let is_refresh = |table: &TableSpec| matches!(table.write, WriteSpec::Refresh { .. });
-            if find(&spec, name).is_none_or(is_refresh) {
+            if find(&spec, name).is_none_or(|table| is_refresh(table) || is_bronze(table)) {
                 continue;
             }
             let lineage = self.lineage(name)?;
@@ -258,11 +259,13 @@ impl Backfill {
             let rows = self.bronze_rows(&lineage, window).await?;
             records.insert(lineage.bronze, as_records(&rows)?);
         }
-        self.check_budget(dead.len() as u64, record.input_rows)?;
+        dead.extend(self.cache.homeless.dead.iter().cloned());
+        self.check_budget(dead.len() as u64, record.input_rows + self.cache.homeless.dead.len() as u64)?;
         if dead.is_empty() {
             return Ok(true);
         }
-        let records: Vec<RecordBatch> = records.into_values().flatten().collect();
+        let mut records: Vec<RecordBatch> = records.into_values().flatten().collect();
+        records.extend(self.cache.homeless.records.iter().cloned());
         let rows = dead_letter::rows(&dead, &records, &self.context(plan))?;
         // A letter that was replayed said that its record is in the tables; set aside again, it needs one that is open.
         let except = ("status".to_string(), Status::Replayed.as_str().to_string());
@@ -290,7 +293,7 @@ impl Backfill {
     }
 }
 
-fn busy(table: &str) -> Error {
+pub(super) fn busy(table: &str) -> Error {
     let text = format!("table {table} is changed by others faster than an interval can be derived again");
     Error::new(ErrorKind::Busy, text)
         .with("tries", TRIES)

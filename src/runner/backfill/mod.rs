@@ -8,6 +8,8 @@
 //!    computes again: the last commit of an interval or a group is always the one that has read most.
 //! 3. Application ids are the interval's own, and so is the log: live offsets, plans and transactions are never touched.
 //!
+//! 4. What topics say again (`--source kafka`) enters bronze only, by record; everything else is derived from bronze.
+//!
 //! How each table is written: an upsert takes the rows as from any batch (the newest by `order_by` wins; an equal row is
 //! replaced, so that changed SQL shows); an append table has the interval's rows replaced; a refresh table has the groups
 //! recomputed that the interval touches; dead letters are added where their id is not there yet.
@@ -15,17 +17,17 @@
 mod apply;
 mod derive;
 mod lineage;
+mod ranges;
+mod reread;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::{AsArray, RecordBatch};
-use arrow::datatypes::Int64Type;
 use tokio::sync::Mutex;
 use tracing::debug;
 
-pub use lineage::{Lineage, choose, is_bronze, lineage};
+pub use lineage::{Lineage, choose, choose_from_topics, is_bronze, lineage};
 
 use self::derive::{Cache, Window};
 use super::clock::Clock;
@@ -39,9 +41,11 @@ use crate::fail;
 use crate::model::backfill::{BackfillPlan, BackfillRecord, Decision, Request, decide};
 use crate::model::batch::{BatchId, BatchPlan, FORMAT_VERSION, Owner, Receipt};
 use crate::model::interval::Interval;
+use crate::model::offset::OffsetRanges;
+use crate::source::Source;
 use crate::table::{BESIDE, Lookup, Table, Txn};
 use crate::transform::Transform;
-use crate::transform::decode::added::BATCH_ID;
+use crate::transform::decode::added::{BATCH_ID, INGESTED_AT};
 
 /// A live batch that is under way is let go first, as long as this; only once, for its run may have died.
 const COURTESY: Duration = Duration::from_secs(10);
@@ -59,6 +63,8 @@ pub struct Parts {
     pub transform: Arc<dyn Transform>,
     /// Handles of its own: nothing that the live run or another interval knows.
     pub tables: Vec<Box<dyn Table>>,
+    /// By name, where topics are read again.
+    pub sources: BTreeMap<String, Box<dyn Source>>,
     /// By lookup name.
     pub lookups: BTreeMap<String, Box<dyn Lookup>>,
     /// The live log; only read.
@@ -104,8 +110,10 @@ pub enum Done {
 pub struct Preview {
     /// What would be done.
     pub decision: Decision,
-    /// Rows of the interval that would take part, over all bronze tables.
+    /// Rows of the interval that would take part, over all bronze tables, as they are.
     pub rows: u64,
+    /// Offsets that would be read again.
+    pub offsets: Option<i64>,
 }
 
 /// One interval on its way.
@@ -159,13 +167,15 @@ impl Backfill {
     pub async fn preview(&mut self, request: &Request) -> Result<Preview> {
         let head = self.parts.log.head().await?;
         let decision = self.decide(request, &head).await?;
-        let since = match &decision {
-            Decision::Begin { since, .. } => *since,
-            _ => None,
+        let (since, reread) = match &decision {
+            Decision::Begin { since, tables, .. } => (*since, self.ranges(tables, request).await?),
+            Decision::Replay(plan) => (plan.since, plan.reread.clone()),
+            Decision::Skip => (None, None),
         };
-        let window = Window { since, upto: Some(BatchId::MAX) };
-        let rows = self.count(&request.tables, window).await?;
-        Ok(Preview { decision, rows })
+        let after = since.and(head.record.map(|record| record.started_at));
+        let rows = self.count(&request.tables, Window { since, after, upto: Some(BatchId::MAX) }).await?;
+        let offsets = reread.map(|reread| reread.sources.values().map(OffsetRanges::len).sum());
+        Ok(Preview { decision, rows, offsets })
     }
 
     async fn walk(&mut self, request: &Request) -> Result<Done> {
@@ -176,18 +186,15 @@ impl Backfill {
             Decision::Skip => return Ok(Done::Skipped),
             Decision::Replay(plan) => *plan,
             Decision::Begin { run, since, tables, unfinished } => {
-                if since.is_some() {
-                    let window = Window { since, upto: Some(BatchId::MAX) };
-                    if self.count(&tables, window).await? == 0 {
-                        return Ok(Done::Unchanged);
-                    }
+                let after = since.and(head.record.as_ref().map(|record| record.started_at));
+                let window = Window { since, after, upto: Some(BatchId::MAX) };
+                if since.is_some() && self.count(&tables, window).await? == 0 {
+                    return Ok(Done::Unchanged);
                 }
-                self.plan(request, run, since, tables, unfinished).await?
+                self.plan(request, run, window, tables, unfinished).await?
             }
         };
         fail::hit(fail::READ)?;
-        let window = Window { since: plan.since, upto: Some(BatchId::MAX) };
-        let input_rows = self.count(&plan.tables, window).await?;
         let mut record = BackfillRecord {
             version: FORMAT_VERSION,
             run: plan.run,
@@ -197,16 +204,19 @@ impl Backfill {
             tables: plan.tables.clone(),
             receipts: BTreeMap::new(),
             through: None,
+            reread: plan.reread.clone(),
             recipe: plan.recipe.clone(),
-            input_rows,
+            input_rows: 0,
             dead_letters: 0,
             expectations: BTreeMap::new(),
             started_at: plan.batch_time,
             committed_at: plan.batch_time,
             owner: self.parts.owner.clone(),
         };
+        self.restore(&plan, &mut record).await?;
+        record.input_rows = self.count(&plan.tables, Window::all(&plan)).await?;
         // Without rows nothing is replaced: bronze may have let an old day go, and the tables are all that is left of it.
-        if input_rows > 0 || !plan.unfinished.is_empty() {
+        if record.input_rows > 0 || !plan.unfinished.is_empty() || !self.cache.homeless.dead.is_empty() {
             fail::hit(fail::SHAPE)?;
             self.apply_all(&plan, &mut record).await?;
         } else {
@@ -233,6 +243,7 @@ impl Backfill {
     async fn decide(&mut self, request: &Request, head: &crate::model::backfill::IntervalHead) -> Result<Decision> {
         let mut tables = request.tables.clone();
         tables.extend(head.pending().into_iter().flat_map(|plan| plan.tables.clone()));
+        tables.extend(self.parts.spec.tables.iter().filter(|table| is_bronze(table)).map(|table| table.name.clone()));
         self.applied.clear();
         for name in tables {
             if !self.applied.contains_key(&name) && lineage::find(&self.parts.spec, &name).is_some() {
@@ -243,7 +254,12 @@ impl Backfill {
         }
         let order: Vec<String> = self.parts.spec.tables.iter().map(|table| table.name.clone()).collect();
         let applied = self.applied.values().copied().flatten().max();
-        Ok(decide(request, head, applied, &order))
+        let mut decision = decide(request, head, applied, &order);
+        if let (Decision::Begin { tables, .. }, None) = (&mut decision, request.slack) {
+            // A run that read topics again and was never finished may have named what this one takes as it is.
+            tables.retain(|name| !lineage::find(&self.parts.spec, name).is_some_and(is_bronze));
+        }
+        Ok(decision)
     }
 
     /// Makes the intent durable.
@@ -251,10 +267,11 @@ impl Backfill {
         &mut self,
         request: &Request,
         run: BatchId,
-        since: Option<BatchId>,
+        window: Window,
         tables: Vec<String>,
         unfinished: Vec<BatchId>,
     ) -> Result<BackfillPlan> {
+        let reread = self.ranges(&tables, request).await?;
         let mut pinned = BTreeMap::new();
         for (name, lookup) in &mut self.parts.lookups {
             if let Some(version) = lookup.latest().await? {
@@ -267,7 +284,9 @@ impl Backfill {
             pipeline: self.parts.spec.name.clone(),
             interval: self.interval,
             mode: request.mode,
-            since,
+            since: window.since,
+            since_time: window.after,
+            reread,
             tables,
             unfinished,
             batch_time: self.parts.clock.now(),
@@ -297,14 +316,12 @@ impl Backfill {
                 continue;
             }
             let span = self.span(&lineage.event_time);
-            let ids = self.table(&lineage.bronze)?.read_span(&[BATCH_ID.to_string()], &span).await?;
-            let is_in =
-                |id: BatchId| window.since.is_none_or(|since| id > since) && window.upto.is_some_and(|upto| id <= upto);
-            let of = |batch: &RecordBatch| {
-                let ids = batch.column(0).as_primitive_opt::<Int64Type>();
-                ids.map_or(0, |ids| ids.iter().flatten().filter(|id| is_in(*id)).count())
-            };
-            count += ids.iter().map(of).sum::<usize>() as u64;
+            let kept = self.parts.transform.schema(&lineage.bronze);
+            let names = [BATCH_ID, INGESTED_AT].into_iter().filter(|name| kept.column_with_name(name).is_some());
+            let names: Vec<String> = names.map(str::to_string).collect();
+            for batch in self.table(&lineage.bronze)?.read_span(&names, &span).await? {
+                count += window.mask(&batch)?.true_count() as u64;
+            }
         }
         Ok(count)
     }

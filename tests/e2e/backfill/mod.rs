@@ -3,6 +3,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "what is today is asked of the clock")]
 
+mod kafka;
 mod retail;
 mod shop;
 
