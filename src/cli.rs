@@ -222,6 +222,7 @@ pub struct RunArgs {
                         pipeline's timezone; rows without one never take part. Live offsets are not touched.\n\
                         How tables are written: upserts take the rows as from any batch, append tables have the rows of the\n\
                         interval replaced, refresh tables have the groups that it touches recomputed, all or nothing a table.\n\
+                        Letters of records that it brought are marked as replayed when all tables have them.\n\
                         Killed anywhere, the same command finishes what was begun; run twice, it changes nothing.")]
 #[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["date", "from", "gaps"])))]
 pub struct BackfillArgs {

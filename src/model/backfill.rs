@@ -110,6 +110,16 @@ pub struct BackfillRecord {
     pub input_rows: u64,
     /// Rows set aside that were not among the dead letters already.
     pub dead_letters: u64,
+    /// Letters of records that are in the tables now were marked as replayed. Runs of older versions did not.
+    #[serde(default)]
+    pub settles: bool,
+    /// How many.
+    #[serde(default)]
+    pub settled_letters: u64,
+    /// Tables and sources whose letters must not be replayed any more: of the tables that such a letter stands for, this run
+    /// or an earlier one of the interval brought rows to some only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unsettled: Vec<String>,
     /// Rows that broke each rule, as `table.rule`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub expectations: BTreeMap<String, u64>,
@@ -340,6 +350,9 @@ mod tests {
             recipe: recipe.into(),
             input_rows: 1,
             dead_letters: 0,
+            settles: true,
+            settled_letters: 0,
+            unsettled: Vec::new(),
             expectations: BTreeMap::new(),
             started_at: at(100),
             committed_at: at(101),

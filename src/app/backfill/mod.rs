@@ -173,7 +173,8 @@ pub(super) fn log_folder(spec: &PipelineSpec) -> Result<storage::Storage> {
 fn only_one(shop: &Shop) -> Result<Option<lock::Lock>> {
     let location = shop.backfills.location();
     let folder = Path::new(&location);
-    let taken = format!("another backfill of pipeline `{}` is at work", shop.spec.name);
+    let taken =
+        format!("another backfill of pipeline `{}` is at work, or a replay of its dead letters", shop.spec.name);
     folder.is_absolute().then(|| lock::acquire_or(folder, &taken, &shop.owner)).transpose()
 }
 

@@ -121,6 +121,7 @@ pub(super) fn outcome(
                         "run": record.run,
                         "input_rows": record.input_rows,
                         "dead_letters": record.dead_letters,
+                        "letters_settled": record.settled_letters,
                         "expectations": record.expectations,
                         "through_batch": record.through,
                         "offsets_read": record.reread.as_ref().map(offsets),

@@ -63,9 +63,10 @@ impl Backfill {
         if self.applied.get(&table.name).copied().flatten().is_some_and(|applied| applied >= plan.run) {
             let pin = self.pin(&table.name).await?;
             let cap = self.cap(pin.applied).await?;
-            // What took part is not known any more, only that it was no more than this: the next correction may take rows
-            // twice, and misses none.
-            self.caps.insert(table.name.clone(), cap.and(plan.since));
+            // Where the commit does not say what took part, only that it was no more than this is known: the next correction
+            // may take rows twice, and misses none.
+            let noted = self.noted(&table.name, plan).await?;
+            self.caps.insert(table.name.clone(), noted.or(cap.and(plan.since)));
             let delta_version = pin.version.unwrap_or_default();
             return Ok(Receipt { delta_version, already_applied: true, ..Receipt::default() });
         }
@@ -106,7 +107,7 @@ impl Backfill {
     async fn upsert(&mut self, table: &TableSpec, plan: &BackfillPlan, pin: Pin) -> Result<Option<Receipt>> {
         let window = self.window(table, plan, &pin).await?;
         let derived = self.derive(&table.name, window, plan).await?;
-        let txn = self.txn(&table.name, plan);
+        let txn = self.txn(&table.name, plan, window.upto);
         let turn = self.parts.turns.table(&table.name);
         let _turn = turn.lock().await;
         let receipt = self.table(&table.name)?.apply(Change::Rows(derived.rows.to_vec()), &txn).await?;
@@ -125,7 +126,7 @@ impl Backfill {
             return Ok(Some(untouched(&pin)));
         }
         let span = self.span(&lineage.event_time);
-        let txn = self.txn(&table.name, plan);
+        let txn = self.txn(&table.name, plan, window.upto);
         let turn = self.parts.turns.table(&table.name);
         let _turn = turn.lock().await;
         // Rows of other intervals may have come and gone meanwhile; what counts is which live batches the table has.
@@ -141,7 +142,6 @@ impl Backfill {
 
     /// Every group that the interval touches is computed from the upstream as it is after the table was pinned.
     async fn refresh(&mut self, table: &TableSpec, by: &[String], plan: &BackfillPlan) -> Result<Option<Receipt>> {
-        let txn = self.txn(&table.name, plan);
         let turn = self.parts.turns.table(&table.name);
         let _turn = turn.lock().await;
         let pin = self.pin(&table.name).await?;
@@ -158,6 +158,7 @@ impl Backfill {
             inputs.tables.insert(name.clone(), Arc::new(rows));
         }
         let derived = self.shape(&table.name, inputs, plan).await?;
+        let txn = self.txn(&table.name, plan, window.upto);
         let change = Change::Groups { groups, rows: derived.rows.to_vec() };
         let receipt = self.table(&table.name)?.apply_at(change, &txn, &pin).await?;
         self.note(&table.name, window, &derived.broken);
@@ -181,7 +182,7 @@ impl Backfill {
         let is_target = plan.tables.contains(upstream);
         let mut found: Vec<RecordBatch> = Vec::new();
         for run in plan.unfinished.iter().chain(is_target.then_some(&plan.run)) {
-            let txn = Txn { batch: *run, ..self.txn(upstream, plan) };
+            let txn = Txn { batch: *run, ..self.txn(upstream, plan, None) };
             let followed = self.table(upstream)?;
             // A run that never came to this table touched nothing in it.
             if followed.note(&txn.app_id, *run).await?.is_none() {
@@ -270,7 +271,7 @@ impl Backfill {
         // A letter that was replayed said that its record is in the tables; set aside again, it needs one that is open.
         let except = ("status".to_string(), Status::Replayed.as_str().to_string());
         let change = Change::Missing { column: DEAD_ID.to_string(), except, rows: vec![rows] };
-        let txn = self.txn(dead_letters, plan);
+        let txn = self.txn(dead_letters, plan, upto);
         let turn = self.parts.turns.table(dead_letters);
         let _turn = turn.lock().await;
         fail::hit(fail::APPLY)?;

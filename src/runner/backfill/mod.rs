@@ -10,6 +10,9 @@
 //!
 //! 4. What topics say again (`--source kafka`) enters bronze only, by record; everything else is derived from bronze.
 //!
+//! 5. When all tables are written, the letters of records that are in them now are marked as replayed; until then nobody
+//!    replays letters, because the run is known to be under way.
+//!
 //! How each table is written: an upsert takes the rows as from any batch (the newest by `order_by` wins; an equal row is
 //! replaced, so that changed SQL shows); an append table has the interval's rows replaced; a refresh table has the groups
 //! recomputed that the interval touches; dead letters are added where their id is not there yet.
@@ -19,6 +22,7 @@ mod derive;
 mod lineage;
 mod ranges;
 mod reread;
+mod settle;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -208,6 +212,9 @@ impl Backfill {
             recipe: plan.recipe.clone(),
             input_rows: 0,
             dead_letters: 0,
+            settles: true,
+            settled_letters: 0,
+            unsettled: settle::unsettled(&self.parts.spec, &plan, head.record.as_ref()),
             expectations: BTreeMap::new(),
             started_at: plan.batch_time,
             committed_at: plan.batch_time,
@@ -219,6 +226,7 @@ impl Backfill {
         if record.input_rows > 0 || !plan.unfinished.is_empty() || !self.cache.homeless.dead.is_empty() {
             fail::hit(fail::SHAPE)?;
             self.apply_all(&plan, &mut record).await?;
+            self.settle(&plan, &mut record).await?;
         } else {
             self.note_caps(&plan).await?;
         }
@@ -334,11 +342,13 @@ impl Backfill {
         app_id(&self.parts.pipeline_id, table)
     }
 
-    fn txn(&self, table: &str, plan: &BackfillPlan) -> Txn {
+    /// Of a commit that rows of live batches up to `through` took part in.
+    fn txn(&self, table: &str, plan: &BackfillPlan, through: Option<BatchId>) -> Txn {
         let note = serde_json::json!({ "tidegate": {
             "pipeline": plan.pipeline,
             "pipelineId": self.parts.pipeline_id,
-            "backfill": { "interval": plan.interval, "run": plan.run, "mode": plan.mode, "recipe": plan.recipe },
+            "backfill": { "interval": plan.interval, "run": plan.run, "mode": plan.mode, "recipe": plan.recipe,
+                "through": through },
         }});
         Txn { app_id: self.app_id(table), batch: plan.run, user_metadata: note.to_string() }
     }
@@ -399,7 +409,11 @@ impl Backfill {
 }
 
 fn half_done(plan: &BatchPlan) -> Error {
-    let what = if plan.is_move() { "moves positions" } else { "settles dead letters" };
+    let what = match (plan.is_move(), plan.letters.is_some()) {
+        (true, _) => "moves positions",
+        (_, true) => "settles dead letters",
+        _ => "forgets rows",
+    };
     let text = format!("batch {} {what}, and is not finished: no day can be derived under it", plan.batch);
     Error::new(ErrorKind::Busy, text)
         .with("begun by", format!("pid {} on host {}", plan.owner.pid, plan.owner.host))

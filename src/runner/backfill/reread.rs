@@ -189,7 +189,7 @@ impl Backfill {
     /// One commit: stored rows of records go, new ones come. Computed again where somebody else was first.
     async fn restore_table(&mut self, origin: &Origin, fresh: &Fresh, plan: &BackfillPlan) -> Result<Receipt> {
         let name = &origin.bronze;
-        let txn = self.txn(name, plan);
+        let txn = self.txn(name, plan, None);
         for attempt in 1..=TRIES {
             self.give_way().await?;
             let turn = self.parts.turns.table(name);

@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods, reason = "what is today is asked of the clock")]
 
 mod kafka;
+mod letters;
 mod retail;
 mod shop;
 
