@@ -119,6 +119,9 @@ pub(super) async fn backfill(global: &Global, args: &BackfillArgs) -> Result<Out
     }
     if slack.is_some() {
         shop.check_topics(&typed, &request).await?;
+        if log.has_forgotten().await? {
+            warn!("rows of this pipeline were forgotten: those whose records the topics still have come back");
+        }
     }
     let _lock = only_one(&shop)?;
     shop.tell_unfinished(&typed).await?;

@@ -262,6 +262,20 @@ fn rows_that_bronze_lost_come_back_and_rows_whose_records_are_elsewhere_stay() {
 fn what_an_earlier_file_could_not_decode_enters_bronze_and_is_there_once() {
     let Some(mut world) = World::new("backfill-kafka-decode", 300, "fail") else { return };
     world.assert_tables(|sale| sale.is_odd);
+    // What cannot be decoded is set aside once, however often it is read.
+    let letters = || lake::lines(&world.table("dlq/sales"), "SELECT topic, partition, \"offset\", rule, value FROM t");
+    let before = letters();
+    let new = |done: &Value| done["intervals"][0]["dead_letters"].as_u64();
+    assert_eq!(new(&world.backfill(&["--date", "2026-03-17"]).success().json()), Some(0));
+    assert_eq!(letters(), before);
+    let (start, end) = (day(17).0.timestamp_millis(), day(17).1.timestamp_millis());
+    let odd = world.sales.iter().filter(|sale| sale.is_odd && (start..end).contains(&sale.written));
+    let odd: Vec<String> =
+        odd.map(|s| format!("(\"partition\" = {} AND \"offset\" = {})", s.partition, s.offset)).collect();
+    delete(&world.table("dlq/sales"), &format!("stage = 'decode' AND ({})", odd.join(" OR ")));
+    assert_eq!(letters().len() + odd.len(), before.len());
+    assert_eq!(new(&world.backfill(&["--date", "2026-03-17"]).success().json()), Some(odd.len() as u64));
+    assert_eq!(letters(), before, "with the bytes of their records");
     world.replace("schema_drift: fail", "schema_drift: ignore");
     let is_near = |sale: &Sale| (16..19).any(|number| sale.is_of(number)) && !sale.is_far();
     let done = world.backfill(&["--from", "2026-03-16", "--to", "2026-03-19", "--parallel", "2"]).success().json();
