@@ -21,6 +21,7 @@ mod apply;
 mod derive;
 mod lineage;
 mod ranges;
+mod records;
 mod reread;
 mod settle;
 

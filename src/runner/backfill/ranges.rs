@@ -101,13 +101,11 @@ impl Backfill {
         }
         let place = crate::transform::Coordinates { topic: at.topic.clone(), partition: at.partition, offset };
         let groups =
-            super::reread::place_rows(std::iter::once(&place), [column::TOPIC, column::PARTITION, column::OFFSET])?;
+            super::records::place_rows(std::iter::once(&place), [column::TOPIC, column::PARTITION, column::OFFSET])?;
         let rows = self.table(bronze)?.read_newest(&[column::TIMESTAMP.to_string()], Some(&groups)).await?;
         let is_older = |batch: &RecordBatch| {
             let times = batch.column(0).as_primitive_opt::<TimestampMicrosecondType>();
-            times.is_some_and(|times| {
-                times.len() > 0 && times.iter().all(|at| at.is_some_and(|at| at < needed.timestamp_micros()))
-            })
+            times.is_some_and(|times| times.iter().all(|at| at.is_some_and(|at| at < needed.timestamp_micros())))
         };
         Ok(rows.iter().any(|batch| batch.num_rows() > 0)
             && rows.iter().filter(|batch| batch.num_rows() > 0).all(is_older))

@@ -68,7 +68,7 @@ fn reach(spec: &PipelineSpec, name: &str, plan: &BackfillPlan) -> Reach {
     let is_mixed = plan.since.is_some()
         && family.iter().any(|table| is_append(table))
         && family.iter().any(|table| !is_append(table));
-    match family.iter().all(|table| is_derived(table)) && !is_mixed {
+    match family.iter().all(is_derived) && !is_mixed {
         true => Reach::Whole,
         false if family.iter().any(|table| is_append(table) && is_derived(table)) => Reach::Part,
         false => Reach::Nothing,
