@@ -242,6 +242,7 @@ pub struct RebuildArgs {
                         pipeline's timezone; rows without one never take part. Live offsets are not touched.\n\
                         How tables are written: upserts take the rows as from any batch, append tables have the rows of the\n\
                         interval replaced, refresh tables have the groups that it touches recomputed, all or nothing a table.\n\
+                        Letters of records that it brought are marked as replayed when all tables have them.\n\
                         Killed anywhere, the same command finishes what was begun; run twice, it changes nothing.")]
 #[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["date", "from", "gaps"])))]
 pub struct BackfillArgs {
@@ -266,6 +267,13 @@ pub struct BackfillArgs {
     /// Every row of the interval, or only those that arrived since it was last derived
     #[arg(long, value_enum, default_value_t = BackfillMode::Full)]
     pub mode: BackfillMode,
+    /// Where the rows come from: the bronze tables, or Kafka; then bronze gets what it lacks of the interval, and what is
+    /// decoded otherwise by today's file, before the other tables are derived from it
+    #[arg(long, value_enum, default_value_t = BackfillSource::Bronze)]
+    pub source: BackfillSource,
+    /// With --source kafka: records written this long before or after the interval may hold events of it
+    #[arg(long, default_value = "2h", value_name = "TIME")]
+    pub slack: String,
     /// Intervals that are worked on at the same time
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub parallel: u16,
@@ -277,7 +285,7 @@ pub struct BackfillArgs {
     pub dry_run: bool,
     /// List the intervals that were never derived again, or by other SQL or settings than today's; of the range, or from the
     /// first row to yesterday
-    #[arg(long, conflicts_with_all = ["date", "mode", "parallel", "resume", "dry_run"])]
+    #[arg(long, conflicts_with_all = ["date", "mode", "source", "slack", "parallel", "resume", "dry_run"])]
     pub gaps: bool,
     /// Exit code when no interval had a row to derive; 99 makes an Airflow task "skipped"
     #[arg(long, env = "TIDEGATE_NO_DATA_EXIT_CODE", value_name = "CODE")]
@@ -291,6 +299,15 @@ pub enum Pieces {
     Day,
     /// Hours.
     Hour,
+}
+
+/// Where the rows of an interval come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BackfillSource {
+    /// The tables that keep the source's rows.
+    Bronze,
+    /// The topics.
+    Kafka,
 }
 
 /// How much of an interval is derived again.

@@ -13,6 +13,9 @@ use crate::model::batch::{CommitRecord, Owner};
 use crate::model::offset::OffsetRanges;
 
 pub(super) async fn history(global: &Global, args: &HistoryArgs) -> Result<Outcome, Failure> {
+    if args.gaps {
+        return super::backfill::list_gaps(global, args).await;
+    }
     let spec = compose::load(global, &args.pipeline.file)?;
     let log = compose::open_log(&spec)?;
     compose::known_identity(&spec, &log).await?;

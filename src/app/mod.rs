@@ -25,6 +25,7 @@ mod status;
 mod test;
 mod validate;
 
+use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
@@ -94,7 +95,33 @@ pub fn misused(said: &clap::Error) -> ExitCode {
         false => said.render().to_string(),
     };
     eprint!("{}", text.replacen("error:", &format!("error[{}]:", Code::Usage), 1));
+    if wants_json(std::env::args_os().skip(1), std::env::var_os("TIDEGATE_OUTPUT")) {
+        println!("{}", misuse_json(said));
+    }
     ExitCode::from(ErrorKind::Usage.exit_code())
+}
+
+/// Whether a command line that is not understood asks for JSON: the last word counts, as where it is.
+fn wants_json(arguments: impl Iterator<Item = OsString>, variable: Option<OsString>) -> bool {
+    let words: Vec<String> = arguments.map(|word| word.to_string_lossy().into_owned()).collect();
+    let options =
+        words.iter().take_while(|word| *word != "--").enumerate().filter_map(|(at, word)| match word.as_str() {
+            "--output" => words.get(at + 1).map(String::as_str),
+            word => word.strip_prefix("--output="),
+        });
+    let asked = options.last().map(str::to_owned).or_else(|| variable.map(|word| word.to_string_lossy().into_owned()));
+    asked.is_some_and(|word| word == "json")
+}
+
+fn misuse_json(said: &clap::Error) -> Value {
+    let text = said.render().to_string();
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let message = lines.next().unwrap_or_default().trim_start_matches("error: ");
+    let mut error = Error::new(ErrorKind::Usage, message);
+    for line in lines {
+        error = error.help(line);
+    }
+    correlated(json!({ "version": 1, "status": "failed", "error": output::error_json(&error) }))
 }
 
 async fn dispatch(cli: &Cli) -> Result<Outcome, Failure> {
@@ -139,7 +166,7 @@ async fn dispatch(cli: &Cli) -> Result<Outcome, Failure> {
 
 /// Commands to type name the file that was given.
 fn name_file(failure: Failure, cli: &Cli) -> Failure {
-    let file = match &cli.command {
+    let file: &std::path::Path = match &cli.command {
         Command::Plan(args) | Command::Offsets(OffsetsCommand::Show(args)) => &args.file,
         Command::Run(args) => &args.pipeline.file,
         Command::Backfill(args) => &args.pipeline.file,
@@ -157,6 +184,10 @@ fn name_file(failure: Failure, cli: &Cli) -> Failure {
         Command::Checkpoint(CheckpointCommand::Rebuild(args)) => &args.pipeline.file,
         Command::Dlq(command) => &command.pipeline().file,
         Command::Forget(args) => &args.pipeline.file,
+        Command::Query(args) => match (&args.lake, args.words.first()) {
+            (None, Some(file)) => std::path::Path::new(file),
+            _ => return failure,
+        },
         _ => return failure,
     };
     match failure {

@@ -67,6 +67,11 @@ impl ObjectLog {
         Ok(())
     }
 
+    /// Whether anything was ever forgotten.
+    pub async fn has_forgotten(&self) -> Result<bool> {
+        Ok(!self.listed(RECEIPTS).await?.is_empty())
+    }
+
     pub(super) async fn put_owed(&self, owed: &Owed) -> Result<()> {
         self.put(&owed_path(owed.batch), owed).await.map(|_| ())
     }

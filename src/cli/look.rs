@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::PipelineArgs;
+use super::{Pieces, PipelineArgs};
 
 /// Arguments of `status`.
 #[derive(Debug, Args)]
@@ -32,6 +32,22 @@ pub struct HistoryArgs {
     /// Show this many batches, newest first
     #[arg(long, default_value_t = 20, value_name = "N")]
     pub limit: usize,
+    /// List the days that no backfill has derived again, or by other SQL or settings than today's, instead of batches: from
+    /// the first row to yesterday, or of a range
+    #[arg(long, conflicts_with_all = ["limit", "batch", "failed"])]
+    pub gaps: bool,
+    /// With --gaps, first instant of a range: a date, or an RFC 3339 time
+    #[arg(long, value_name = "WHEN", requires_all = ["gaps", "to"])]
+    pub from: Option<String>,
+    /// With --gaps, first instant after the range
+    #[arg(long, value_name = "WHEN", requires_all = ["gaps", "from"])]
+    pub to: Option<String>,
+    /// With --gaps, what the range is cut into
+    #[arg(long, value_enum, default_value_t = Pieces::Day, requires = "gaps")]
+    pub by: Pieces,
+    /// With --gaps, only these tables
+    #[arg(long, value_delimiter = ',', value_name = "TABLES", requires = "gaps")]
+    pub tables: Vec<String>,
     /// Show one batch in detail
     #[arg(long, value_name = "N", conflicts_with_all = ["limit", "failed"])]
     pub batch: Option<i64>,

@@ -7,11 +7,12 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::batch::{BatchId, Owner, Receipt};
 use super::interval::Interval;
+use super::offset::{Incarnations, OffsetRanges};
 
 /// How much of an interval is derived again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +22,25 @@ pub enum Mode {
     Full,
     /// Rows that arrived since the last run of the interval.
     Correction,
+}
+
+/// What a run reads from the sources again before it derives anything.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reread {
+    /// How far the time of a record may be from the time of its event.
+    pub slack_ms: i64,
+    /// The ranges, by source.
+    pub sources: BTreeMap<String, OffsetRanges>,
+    /// The topics that they belong to, by source.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub incarnations: BTreeMap<String, Incarnations>,
+}
+
+impl Reread {
+    /// The time between record and event that was allowed for.
+    pub fn slack(&self) -> TimeDelta {
+        TimeDelta::milliseconds(self.slack_ms)
+    }
 }
 
 /// The intent of one run.
@@ -39,7 +59,13 @@ pub struct BackfillPlan {
     /// Only rows of later live batches take part, where the table allows it; `None` = all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<BatchId>,
-    /// The tables, in graph order.
+    /// With `since`: rows that other backfills brought back after this take part, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_time: Option<DateTime<Utc>>,
+    /// What is read from the sources again; `None` = bronze is taken as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reread: Option<Reread>,
+    /// The tables, in graph order; those that keep the source's rows are among them where these are read again.
     pub tables: Vec<String>,
     /// Earlier runs that were begun and never finished: what they changed is followed up by this one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -75,12 +101,25 @@ pub struct BackfillRecord {
     /// Rows of live batches up to this one took part; `None` = there was no batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub through: Option<BatchId>,
+    /// What was read from the sources again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reread: Option<Reread>,
     /// Hash of everything that turned rows into tables.
     pub recipe: String,
     /// Rows of the interval that took part.
     pub input_rows: u64,
-    /// Rows set aside, new ones or not.
+    /// Rows set aside that were not among the dead letters already.
     pub dead_letters: u64,
+    /// Letters of records that are in the tables now were marked as replayed. Runs of older versions did not.
+    #[serde(default)]
+    pub settles: bool,
+    /// How many.
+    #[serde(default)]
+    pub settled_letters: u64,
+    /// Tables and sources whose letters must not be replayed any more: of the tables that such a letter stands for, this run
+    /// or an earlier one of the interval brought rows to some only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unsettled: Vec<String>,
     /// Rows that broke each rule, as `table.rule`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub expectations: BTreeMap<String, u64>,
@@ -103,9 +142,10 @@ pub struct IntervalHead {
 
 impl BackfillRecord {
     /// Tables that the run before this one derived by the same rules, and this one left alone, still are: what is written
-    /// speaks for them too, as far as that run came.
+    /// speaks for them too, as far as that run came. Not where rows were brought back that they have not seen.
     pub fn following(mut self, before: Option<&BackfillRecord>, order: &[String]) -> BackfillRecord {
-        let Some(before) = before.filter(|before| before.recipe == self.recipe) else { return self };
+        let is_like = |before: &&BackfillRecord| before.recipe == self.recipe && self.reread.is_none();
+        let Some(before) = before.filter(is_like) else { return self };
         if before.tables.iter().all(|table| self.tables.contains(table)) {
             return self;
         }
@@ -131,6 +171,8 @@ pub struct Request {
     pub mode: Mode,
     /// Finished intervals are left alone.
     pub resume: bool,
+    /// The sources are read again, and record and event times may be this far apart; `None` = bronze is taken as it is.
+    pub slack: Option<TimeDelta>,
     /// The tables, in graph order.
     pub tables: Vec<String>,
     /// Hash of everything that turns rows into tables, of the configuration.
@@ -166,6 +208,7 @@ pub fn decide(request: &Request, head: &IntervalHead, applied: Option<BatchId>, 
         let is_same = pending.recipe == request.recipe
             && pending.mode == request.mode
             && pending.tables == request.tables
+            && pending.reread.as_ref().map(Reread::slack) == request.slack
             && applied.is_none_or(|applied| applied <= pending.run);
         if is_same {
             return Decision::Replay(Box::new(pending.clone()));
@@ -282,6 +325,8 @@ mod tests {
             interval: hours(0, 24),
             mode: Mode::Full,
             since: None,
+            since_time: None,
+            reread: None,
             tables: names(tables),
             unfinished: Vec::new(),
             batch_time: at(100),
@@ -301,9 +346,13 @@ mod tests {
             tables: names(tables),
             receipts: BTreeMap::new(),
             through: Some(through),
+            reread: None,
             recipe: recipe.into(),
             input_rows: 1,
             dead_letters: 0,
+            settles: true,
+            settled_letters: 0,
+            unsettled: Vec::new(),
             expectations: BTreeMap::new(),
             started_at: at(100),
             committed_at: at(101),
@@ -316,7 +365,7 @@ mod tests {
     }
 
     fn request(mode: Mode, resume: bool, tables: &[&str]) -> Request {
-        Request { mode, resume, tables: names(tables), recipe: "new".into() }
+        Request { mode, resume, slack: None, tables: names(tables), recipe: "new".into() }
     }
 
     fn order() -> Vec<String> {

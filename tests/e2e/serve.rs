@@ -359,6 +359,10 @@ fn sighup_takes_new_files_drops_removed_ones_restarts_changed_ones_and_keeps_wha
     served.running.signal("HUP");
     served.wait_rows("new", 10);
     served.wait_says("its old version goes on");
+    // It goes on, and whoever has rolled out the file is told that it does not run.
+    served.wait("not ready", |s| s.get("/readyz").is_some_and(|answer| answer.starts_with("HTTP/1.1 503")));
+    let ready = served.get("/readyz").expect("an answer");
+    assert!(ready.contains("pipelines/broken.yaml: cannot be used"), "{ready}");
     served.wait("the removal", |s| !s.metric("runs_total").contains_key("gone"));
     for name in ["same", "gone", "changed", "broken"] {
         feed(&sandbox, name, 10, 20);
@@ -368,6 +372,9 @@ fn sighup_takes_new_files_drops_removed_ones_restarts_changed_ones_and_keeps_wha
     }
     let starts = |name: &str| served.running.stderr().matches(&format!("{name}: continues after")).count();
     assert_eq!((starts("same"), starts("changed")), (0, 1), "only what changed is opened anew");
+    pipeline(&sandbox, "broken", &files("broken"), every);
+    served.running.signal("HUP");
+    served.wait("ready again", |s| s.get("/readyz").is_some_and(|answer| answer.starts_with("HTTP/1.1 200")));
     // One name twice: nothing of the reload is taken, and everything goes on.
     let twice = fs::read_to_string(sandbox.path().join("pipelines/same.yaml")).expect("it is there");
     sandbox.write("pipelines/twice.yaml", &twice);

@@ -19,6 +19,31 @@ fn the_list_of_codes_only_grows() {
 fn problems_of_command_line_file_sql_and_lookup_come_with_their_codes() {
     let sandbox = Sandbox::new("coded");
     sandbox.tidegate(&["staus"]).run().code(&[2]).says("error[TG0002]: unrecognized subcommand");
+    // A scheduler that keeps the last line gets one of JSON, wherever it was asked for.
+    let asked: [(&[&str], Option<&str>, bool); 6] = [
+        (&["--output", "json", "staus"], None, true),
+        (&["staus", "--output=json"], None, true),
+        (&["run", "--output", "json"], None, true),
+        (&["staus"], Some("json"), true),
+        (&["staus", "--output", "text"], Some("json"), false),
+        (&["staus", "--", "--output", "json"], None, false),
+    ];
+    for (arguments, variable, is_json) in asked {
+        let command = sandbox.tidegate(arguments);
+        let command = variable.into_iter().fold(command, |command, value| command.env("TIDEGATE_OUTPUT", value));
+        let run = command.run().code(&[2]).says("error[TG0002]: ");
+        if !is_json {
+            assert_eq!(run.stdout, "", "{}", run.report());
+            continue;
+        }
+        assert_eq!(run.stdout.lines().count(), 1, "{}", run.report());
+        let json = run.json();
+        assert_eq!((&json["status"], &json["error"]["exit_code"]), (&"failed".into(), &2.into()), "{json}");
+        assert!(
+            json["error"]["message"].as_str().is_some_and(|text| text.len() > 10 && !text.contains("error")),
+            "{json}"
+        );
+    }
     sandbox.tidegate(&["run", "none.yaml"]).run().code(&[78]).says("error[TG0209]: cannot read the pipeline file");
     sandbox.tidegate(&["init", "."]).run().success();
     let file = "pipelines/orders.yaml";

@@ -189,7 +189,9 @@ fn a_query_as_of_a_batch_sees_all_tables_as_that_batch_left_them() {
     let done = history["batch"]["commit"]["committed_at"].as_str().expect("a time").to_string();
     let at = ask(&sandbox, &["--at", &done, "SELECT count(*) FROM bronze.orders"]);
     assert_eq!(at, seen[1][0].to_string());
-    fails(&sandbox, &["query", FILE, "--at-batch", "9", "SELECT 1"], 2).says("batch 9 is not done");
+    fails(&sandbox, &["query", FILE, "--at-batch", "9", "SELECT 1"], 2)
+        .says("batch 9 is not done")
+        .says(&format!("tidegate history {FILE} --limit 200"));
     fails(&sandbox, &["query", FILE, "--at", "2020-01-01T00:00:00Z", "SELECT 1"], 2)
         .says("no batch that the checkpoint");
 }

@@ -3,14 +3,14 @@
 mod range;
 mod report;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arrow::datatypes::DataType;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures::StreamExt;
 use tokio::sync::watch;
 use tracing::warn;
@@ -22,14 +22,14 @@ use super::{Failure, Outcome, run};
 use crate::checkpoint::CheckpointLog;
 use crate::checkpoint::backfills::Backfills;
 use crate::checkpoint::lock;
-use crate::cli::{BackfillArgs, BackfillMode, Global};
+use crate::cli::{BackfillArgs, BackfillMode, BackfillSource, Global, HistoryArgs, PipelineArgs};
 use crate::config::spec::PipelineSpec;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::backfill::{Decision, Gap, IntervalHead, Mode, Request, gaps};
 use crate::model::batch::Owner;
 use crate::model::interval::{Interval, midnight};
 use crate::model::recover::{Decision as Live, Inconsistency, recover};
-use crate::runner::backfill::{Backfill, Done, Parts, Turns, choose, lineage};
+use crate::runner::backfill::{Backfill, Done, Parts, Turns, choose, choose_from_topics, lineage};
 use crate::runner::clock::{Clock, SystemClock};
 use crate::runner::event::Event;
 use crate::runner::{Runner, halted, recipe};
@@ -38,6 +38,7 @@ use crate::table::{self, Maker, Table};
 use crate::transform::Transform;
 use crate::transform::compile::CompiledPipeline;
 use crate::transform::definitions::table_definitions;
+use crate::units;
 
 /// A live run moves on while it is looked at: what looks like damage is looked at again.
 const LOOKS: u32 = 5;
@@ -51,6 +52,7 @@ struct Shop {
     owner: Owner,
     backfills: Backfills,
     turns: Arc<Turns>,
+    reads_topics: bool,
 }
 
 pub(super) async fn backfill(global: &Global, args: &BackfillArgs) -> Result<Outcome, Failure> {
@@ -59,7 +61,11 @@ pub(super) async fn backfill(global: &Global, args: &BackfillArgs) -> Result<Out
     let checked = compose::check(global, &args.pipeline.file).await?;
     let (spec, compiled) = (Arc::new(checked.spec.clone()), checked.compiled.clone());
     let now = SystemClock.now();
-    let tables = choose(&spec, &*compiled, &args.tables)?;
+    let slack = slack(args)?;
+    let tables = match slack {
+        Some(_) => choose_from_topics(&spec, &*compiled, &args.tables)?,
+        None => choose(&spec, &*compiled, &args.tables)?,
+    };
     // What was typed is judged before anything is looked at.
     let typed = match args.date.is_some() || args.from.is_some() {
         true => range::intervals(args, spec.timezone, now)?,
@@ -76,17 +82,24 @@ pub(super) async fn backfill(global: &Global, args: &BackfillArgs) -> Result<Out
     let names = spec.tables.iter().map(|table| table.name.as_str());
     let turns = Turns::of(names.chain(spec.dead_letters.iter().map(|dead| dead.table.as_str())));
     let pipeline_id = identity.pipeline_id;
-    let shop = Shop { spec, compiled, pipeline_id, owner, backfills, turns: Arc::new(turns) };
+    let shop =
+        Shop { spec, compiled, pipeline_id, owner, backfills, turns: Arc::new(turns), reads_topics: slack.is_some() };
     let request = Request {
         mode: match args.mode {
             BackfillMode::Full => Mode::Full,
             BackfillMode::Correction => Mode::Correction,
         },
         resume: args.resume,
+        slack,
         tables,
         recipe: recipe(&shop.spec),
     };
-    let Some(first) = shop.first_row(&request.tables).await? else { return Ok(report::never_ran(&shop.spec, args)) };
+    let first = match (slack, shop.first_row(&request.tables).await?) {
+        (None, None) => return Ok(report::never_ran(&shop.spec, args)),
+        // What topics have may be older than what is left in bronze.
+        (Some(_), _) => DateTime::<Utc>::MIN_UTC,
+        (None, Some(first)) => first,
+    };
     if args.gaps {
         let intervals = match typed.is_empty() {
             true => range::everything(first, args, shop.spec.timezone, now),
@@ -104,12 +117,55 @@ pub(super) async fn backfill(global: &Global, args: &BackfillArgs) -> Result<Out
     if args.dry_run {
         return Ok(shop.preview(&typed, &request).await?);
     }
+    if slack.is_some() {
+        shop.check_topics(&typed, &request).await?;
+        if log.has_forgotten().await? {
+            warn!("rows of this pipeline were forgotten: those whose records the topics still have come back");
+        }
+    }
     let _lock = only_one(&shop)?;
     shop.tell_unfinished(&typed).await?;
     let progress = Progress::new(global, &shop.spec, typed.len());
     let done = shop.run(&typed, &request, usize::from(args.parallel), &stop, &progress).await?;
     let milliseconds = started.elapsed().as_millis() as u64;
     Ok(report::outcome(&shop.spec, &shop.owner, &request, &done, args.no_data_exit_code, milliseconds))
+}
+
+/// How far the times of records and events may be apart, where topics are read again.
+fn slack(args: &BackfillArgs) -> Result<Option<TimeDelta>> {
+    let usage = |text: &str| Error::new(ErrorKind::Usage, text).help("nothing was read or written");
+    match (args.source, args.mode) {
+        (BackfillSource::Bronze, _) => Ok(None),
+        (BackfillSource::Kafka, BackfillMode::Correction) => {
+            Err(usage("--mode correction takes what has arrived in bronze since: it cannot be read from Kafka"))
+        }
+        (BackfillSource::Kafka, BackfillMode::Full) => {
+            let slack = units::duration(&args.slack).map_err(|why| usage(&format!("--slack {why}")))?;
+            let slack = TimeDelta::from_std(slack).ok().filter(|slack| *slack <= TimeDelta::days(3650));
+            slack.map(Some).ok_or_else(|| usage("--slack is longer than ten years"))
+        }
+    }
+}
+
+/// `tidegate history --gaps`.
+pub(super) async fn list_gaps(global: &Global, args: &HistoryArgs) -> Result<Outcome, Failure> {
+    let args = BackfillArgs {
+        pipeline: PipelineArgs { file: args.pipeline.file.clone() },
+        date: None,
+        from: args.from.clone(),
+        to: args.to.clone(),
+        by: args.by,
+        tables: args.tables.clone(),
+        mode: BackfillMode::Full,
+        source: BackfillSource::Bronze,
+        slack: String::new(),
+        parallel: 1,
+        resume: false,
+        dry_run: false,
+        gaps: true,
+        no_data_exit_code: None,
+    };
+    backfill(global, &args).await
 }
 
 pub(super) fn log_folder(spec: &PipelineSpec) -> Result<storage::Storage> {
@@ -120,7 +176,8 @@ pub(super) fn log_folder(spec: &PipelineSpec) -> Result<storage::Storage> {
 fn only_one(shop: &Shop) -> Result<Option<lock::Lock>> {
     let location = shop.backfills.location();
     let folder = Path::new(&location);
-    let taken = format!("another backfill of pipeline `{}` is at work", shop.spec.name);
+    let taken =
+        format!("another backfill of pipeline `{}` is at work, or a replay of its dead letters", shop.spec.name);
     folder.is_absolute().then(|| lock::acquire_or(folder, &taken, &shop.owner)).transpose()
 }
 
@@ -163,6 +220,7 @@ impl Shop {
             owner: self.owner.clone(),
             transform: self.compiled.clone(),
             tables: self.tables()?,
+            sources: if self.reads_topics { compose::open_sources(&self.spec)? } else { BTreeMap::new() },
             lookups: lookups.collect::<Result<_>>()?,
             live: Box::new(compose::open_log(&self.spec)?),
             log: self.backfills.of(&interval)?,
@@ -193,6 +251,16 @@ impl Shop {
             }
         }
         Ok(first)
+    }
+
+    /// The oldest interval that is to be read again must be in the topics; then the later ones are.
+    async fn check_topics(&self, intervals: &[Interval], request: &Request) -> Result<()> {
+        for interval in intervals {
+            if self.interval(*interval)?.is_there(request).await? {
+                break;
+            }
+        }
+        Ok(())
     }
 
     async fn preview(&self, intervals: &[Interval], request: &Request) -> Result<Outcome> {

@@ -10,9 +10,10 @@ use crate::app::Outcome;
 use crate::app::output::{aligned, counted, duration, grouped};
 use crate::cli::{self, BackfillArgs, Global};
 use crate::config::spec::PipelineSpec;
-use crate::model::backfill::{BackfillRecord, Decision, Gap, Mode, Request};
+use crate::model::backfill::{BackfillRecord, Decision, Gap, Mode, Request, Reread};
 use crate::model::batch::Owner;
 use crate::model::interval::Interval;
+use crate::model::offset::OffsetRanges;
 use crate::runner::backfill::{Preview, totals};
 
 /// What became of an interval.
@@ -120,8 +121,10 @@ pub(super) fn outcome(
                         "run": record.run,
                         "input_rows": record.input_rows,
                         "dead_letters": record.dead_letters,
+                        "letters_settled": record.settled_letters,
                         "expectations": record.expectations,
                         "through_batch": record.through,
+                        "offsets_read": record.reread.as_ref().map(offsets),
                         "tables": record.receipts,
                     }),
                 ),
@@ -134,6 +137,7 @@ pub(super) fn outcome(
         "pipeline": spec.name,
         "run_id": owner.run_id,
         "mode": mode(request.mode),
+        "source": source(request),
         "tables": request.tables,
         "duration_ms": milliseconds,
         "interval_count": done.len(),
@@ -170,6 +174,14 @@ fn row(spec: &PipelineSpec, interval: &Interval, status: &Status) -> Vec<String>
     row
 }
 
+fn offsets(reread: &Reread) -> i64 {
+    reread.sources.values().map(OffsetRanges::len).sum()
+}
+
+fn source(request: &Request) -> &'static str {
+    if request.slack.is_some() { "kafka" } else { "bronze" }
+}
+
 fn mode(mode: Mode) -> &'static str {
     match mode {
         Mode::Full => "full",
@@ -189,7 +201,9 @@ pub(super) fn preview(spec: &PipelineSpec, request: &Request, previews: &[(Inter
     for (interval, preview) in previews {
         let (what, tables) = (word(&preview.decision), tables(preview));
         rows.push(vec![interval.label(spec.timezone), what.to_string(), tables.join(", "), grouped(preview.rows)]);
-        let more = json!({ "action": what, "input_rows": preview.rows, "tables": tables });
+        let more = json!({
+            "action": what, "input_rows": preview.rows, "offsets_to_read": preview.offsets, "tables": tables,
+        });
         list.push(with(interval_json(spec, interval), more));
     }
     let text = format!(

@@ -39,10 +39,13 @@ pub(super) async fn ls(global: &Global, args: &DlqLsArgs) -> Result<Outcome, Fai
     let checked = compose::check(global, &args.pipeline.file).await?;
     let spec = &checked.spec;
     let name = table_name(spec)?;
-    let selection = Selection::new(&args.letters, &Status::ALL, spec.timezone)?;
+    let selection = Selection::new(&args.letters, &Status::ALL, spec)?;
     let letters = match ran_before(&checked).await? {
         Some((_, identity)) => selection.letters(&mut *open(&checked, &identity)?, None).await?,
-        None => Vec::new(),
+        None => {
+            selection.check_tables(&[])?;
+            Vec::new()
+        }
     };
     let open = letters.iter().filter(|letter| letter.status == Status::Open).count();
     let total = counted(letters.len() as u64, "dead letter", "dead letters");

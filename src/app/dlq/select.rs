@@ -8,12 +8,13 @@ use chrono::{DateTime, NaiveDate, NaiveTime, TimeZone, Utc};
 
 use super::super::output::quoted;
 use crate::cli::LetterArgs;
-use crate::config::spec::Engine;
+use crate::config::spec::{Engine, PipelineSpec};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::model::letter::Status;
 use crate::table::Table;
 use crate::transform::engine::{self, Job, NamedRows};
 use crate::transform::letter::{self, HEAVY, Letter};
+use crate::transform::problems;
 
 /// Number of a row among those that the SQL of `--where` sees.
 const ROW: &str = "_tidegate_row";
@@ -27,11 +28,14 @@ pub(super) struct Selection<'a> {
     statuses: Vec<Status>,
     since: Option<DateTime<Utc>>,
     until: Option<DateTime<Utc>>,
+    /// Tables and sources of the file.
+    known: Vec<String>,
 }
 
 impl<'a> Selection<'a> {
     /// Letters of `usual` statuses, unless the arguments name others.
-    pub(super) fn new(args: &'a LetterArgs, usual: &[Status], timezone: chrono_tz::Tz) -> Result<Selection<'a>> {
+    pub(super) fn new(args: &'a LetterArgs, usual: &[Status], spec: &PipelineSpec) -> Result<Selection<'a>> {
+        let timezone = spec.timezone;
         let status = |word: &String| {
             Status::read(Some(word)).ok_or_else(|| {
                 Error::new(ErrorKind::Usage, format!("--status `{word}` is not a status"))
@@ -48,7 +52,24 @@ impl<'a> Selection<'a> {
             statuses: if statuses.is_empty() { usual.to_vec() } else { statuses },
             since: time("since", &args.since)?,
             until: time("until", &args.until)?,
+            known: spec.sources.keys().cloned().chain(spec.tables.iter().map(|table| table.name.clone())).collect(),
         })
+    }
+
+    /// Refuses `--table` names that neither the file knows nor a letter: of a table that was taken out of the file there may
+    /// still be some.
+    pub(super) fn check_tables(&self, letters: &[Letter]) -> Result<()> {
+        let is_known =
+            |name: &&String| self.known.contains(name) || letters.iter().any(|letter| letter.table == **name);
+        match self.args.tables.iter().find(|name| !is_known(name)) {
+            None => Ok(()),
+            Some(name) => {
+                let known = self.known.iter().map(String::as_str);
+                let help = problems::suggest(name, known, "tables and sources").unwrap_or_default();
+                let text = format!("--table: the pipeline has no table or source `{name}`, and no dead letter of one");
+                Err(Error::new(ErrorKind::Usage, text).help(help))
+            }
+        }
     }
 
     /// The letters, oldest first; all of them where the limit counts something else.
@@ -60,7 +81,9 @@ impl<'a> Selection<'a> {
         }
         let rows = table.read(&columns, None).await?;
         let kept = self.condition(&rows, table, &columns)?;
-        let letters = letter::read(&rows)?.into_iter().zip(kept);
+        let letters = letter::read(&rows)?;
+        self.check_tables(&letters)?;
+        let letters = letters.into_iter().zip(kept);
         let mut letters: Vec<Letter> =
             letters.filter(|(letter, kept)| *kept && self.has(letter)).map(|(letter, _)| letter).collect();
         letters.sort_by(|a, b| {
@@ -221,7 +244,8 @@ mod tests {
             limit: Some(7),
             ..LetterArgs::default()
         };
-        let selection = Selection::new(&args, &Status::ALL, chrono_tz::UTC).expect("valid");
+        let statuses = Status::ALL.to_vec();
+        let selection = Selection { args: &args, statuses, since: None, until: None, known: Vec::new() };
         assert_eq!(
             selection.typed(),
             " --table silver.orders --stage expect,key --batch 3 --where '\"offset\" > 5' --limit 7"

@@ -1,6 +1,7 @@
 //! `tidegate dlq replay` and `discard`: what would happen, and with `--yes` the batches that do it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
@@ -11,10 +12,12 @@ use super::select::Selection;
 use super::{open, ran_before, short, table_name, without_values};
 use crate::checkpoint::CheckpointLog;
 use crate::checkpoint::backfills::Backfills;
+use crate::checkpoint::lock::{self, Lock};
 use crate::cli::{DlqDiscardArgs, DlqReplayArgs, Global, LetterArgs, PipelineArgs};
 use crate::config::spec::{From, PipelineSpec, TableSpec, WriteSpec};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::batch::{BatchId, CommitRecord, Receipt};
+use crate::model::backfill::{BackfillPlan, BackfillRecord, IntervalHead, Mode};
+use crate::model::batch::{BatchId, CommitRecord, Owner, Receipt};
 use crate::model::letter::{Action, BACKFILLED, Letters, Status};
 use crate::runner::Runner;
 use crate::runner::event::Event;
@@ -52,17 +55,23 @@ async fn settle(global: &Global, what: &What<'_>) -> Result<Outcome, Failure> {
     let checked = compose::check(global, &what.pipeline.file).await?;
     let spec = checked.spec.clone();
     table_name(&spec)?;
-    let selection = Selection::new(what.letters, &[Status::Open], spec.timezone)?;
+    let selection = Selection::new(what.letters, &[Status::Open], &spec)?;
     check_statuses(&selection, what)?;
     let owner = compose::owner();
-    let Some((log, identity)) = ran_before(&checked).await? else { return Ok(nothing(&spec, what)) };
+    let Some((log, identity)) = ran_before(&checked).await? else {
+        selection.check_tables(&[])?;
+        return Ok(nothing(&spec, what));
+    };
     let _lock = if what.yes { compose::lock(&spec, &log, &owner).map_err(between)? } else { None };
     let letters = selection.letters(&mut *open(&checked, &identity)?, what.letters.limit).await?;
     if letters.is_empty() {
         return Ok(nothing(&spec, what));
     }
     let next = log.head().await?.plan.map_or(0, |plan| plan.batch + 1);
-    let derived = if what.is_replay { last_backfill(&spec, &identity.pipeline_id).await? } else { Derived::Never };
+    let backfills = Backfills::new(&super::super::backfill::log_folder(&spec)?, &identity.pipeline_id)?;
+    // None begins while letters are replayed, and none is under way.
+    let _turn = if what.yes && what.is_replay { only_one(&spec, &backfills, &owner)? } else { None };
+    let derived = if what.is_replay { derived(&spec, backfills.ledger().await?)? } else { Vec::new() };
     let parts = compose::parts(checked, &identity, owner, Box::new(log), Box::new(|_: &Event| {}))?;
     let mut runner = Runner::new(parts);
     if what.yes {
@@ -73,7 +82,7 @@ async fn settle(global: &Global, what: &What<'_>) -> Result<Outcome, Failure> {
     }
     let mut account = Account { chosen: letters.len() as u64, ..Account::default() };
     let (letters, held): (Vec<Letter>, Vec<Letter>) =
-        letters.into_iter().partition(|letter| !derived.since(letter.failed_at) || !may_be_there(&spec, letter));
+        letters.into_iter().partition(|letter| !derived.iter().any(|record| may_be_there(&spec, record, letter)));
     held.into_iter().for_each(|letter| account.hold(letter));
     for ids in chunks(&letters) {
         let ids = match what.is_replay {
@@ -94,37 +103,59 @@ async fn settle(global: &Global, what: &What<'_>) -> Result<Outcome, Failure> {
     Ok(outcome(global, &spec, what, &selection, &account))
 }
 
-/// When days were last derived again from bronze.
-#[derive(Clone, Copy)]
-enum Derived {
-    Never,
-    Until(DateTime<Utc>),
-    /// A backfill was begun and is not finished.
-    Now,
+/// The lock that backfills of this host take.
+fn only_one(spec: &PipelineSpec, backfills: &Backfills, owner: &Owner) -> Result<Option<Lock>> {
+    let location = backfills.location();
+    let folder = Path::new(&location);
+    let taken = format!("a backfill of pipeline `{}` is at work, or another replay", spec.name);
+    folder.is_absolute().then(|| lock::acquire_or(folder, &taken, owner)).transpose()
 }
 
-impl Derived {
-    fn since(self, moment: DateTime<Utc>) -> bool {
-        match self {
-            Derived::Never => false,
-            Derived::Until(last) => last >= moment,
-            Derived::Now => true,
+/// The days that were derived again. Refused while one is not finished: its tables may have the records of letters that it
+/// has not marked yet.
+fn derived(spec: &PipelineSpec, heads: Vec<IntervalHead>) -> Result<Vec<BackfillRecord>> {
+    if let Some(plan) = heads.iter().find_map(IntervalHead::pending) {
+        let label = plan.interval.label(spec.timezone);
+        let text =
+            format!("a backfill of {label} was begun and is not finished: no dead letter can be replayed under it");
+        return Err(Error::new(ErrorKind::Busy, text)
+            .with("begun by", format!("pid {} on host {}", plan.owner.pid, plan.owner.host))
+            .help("nothing was changed; the records of letters may be in its tables already, and it says of which")
+            .help(format!("finish it first: tidegate backfill FILE {} --resume", typed(spec, plan))));
+    }
+    Ok(heads.into_iter().filter_map(|head| head.record).collect())
+}
+
+/// What was asked for, as it is typed.
+fn typed(spec: &PipelineSpec, plan: &BackfillPlan) -> String {
+    let local = |at: DateTime<Utc>| at.with_timezone(&spec.timezone);
+    let is_midnight = |at: DateTime<Utc>| local(at).time() == chrono::NaiveTime::MIN;
+    let (start, end) = (plan.interval.start, plan.interval.end);
+    let mut typed = match is_midnight(start) && is_midnight(end) {
+        true => format!("--from {} --to {}", local(start).date_naive(), local(end).date_naive()),
+        false => {
+            let time = |at: DateTime<Utc>| local(at).to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+            format!("--from {} --to {} --by hour", time(start), time(end))
         }
+    };
+    if plan.mode == Mode::Correction {
+        typed.push_str(" --mode correction");
     }
+    if let Some(reread) = &plan.reread {
+        typed.push_str(&format!(" --source kafka --slack {}s", reread.slack().num_seconds()));
+    }
+    format!("{typed} --tables {}", plan.tables.join(","))
 }
 
-async fn last_backfill(spec: &PipelineSpec, pipeline_id: &str) -> Result<Derived> {
-    let heads = Backfills::new(&super::super::backfill::log_folder(spec)?, pipeline_id)?.ledger().await?;
-    if heads.iter().any(|head| head.pending().is_some()) {
-        return Ok(Derived::Now);
+/// Whether a backfill may have brought the record of a letter into a table that would hold it twice then: it has marked
+/// those that are whole, and keeps in mind which tables it wrote in part.
+fn may_be_there(spec: &PipelineSpec, record: &BackfillRecord, letter: &Letter) -> bool {
+    if record.committed_at < letter.failed_at {
+        return false;
     }
-    let last = heads.iter().filter_map(|head| head.record.as_ref()).map(|record| record.committed_at).max();
-    Ok(last.map_or(Derived::Never, Derived::Until))
-}
-
-/// Whether a backfill may have brought the record of a letter into a table that would hold it twice then. Records that
-/// could not be decoded never reached bronze, where a backfill reads.
-fn may_be_there(spec: &PipelineSpec, letter: &Letter) -> bool {
+    if record.settles {
+        return record.unsettled.contains(&letter.table);
+    }
     let mut reached = vec![letter.table.as_str()];
     for table in &spec.tables {
         if matches!(&table.from, From::Table(upstream) if reached.contains(&upstream.as_str())) {
@@ -237,8 +268,8 @@ impl Account {
 
     /// Counts a letter whose record may be in its table by now.
     fn hold(&mut self, letter: Letter) {
-        let why = "days were derived again since, and its record may be in the table: look, then `tidegate dlq discard` it, \
-                   or read it again with `tidegate offsets rewind`";
+        let why = "days were derived again since for some of the tables that it stands for, and its record may be in them: \
+                   derive its day again for all of them, which settles it, or look and `tidegate dlq discard` it";
         self.cannot.entry((letter.table, why.to_string())).or_insert((0, letter.id)).0 += 1;
     }
 

@@ -27,7 +27,7 @@ pub(super) async fn show(global: &Global, args: &DlqShowArgs) -> Result<Outcome,
     let Some((_, identity)) = ran_before(&checked).await? else { return Err(unknown(&args.id, &name).into()) };
     let mut table = open(&checked, &identity)?;
     let wanted = LetterArgs { ids: vec![args.id.clone()], ..LetterArgs::default() };
-    let found = Selection::new(&wanted, &Status::ALL, spec.timezone)?.letters(&mut *table, None).await?;
+    let found = Selection::new(&wanted, &Status::ALL, spec)?.letters(&mut *table, None).await?;
     // The newest, where a record was read again and set aside again.
     let Some(newest) = found.last() else { return Err(unknown(&args.id, &name).into()) };
     let mut ids: Vec<&str> = found.iter().map(|letter| letter.id.as_str()).collect();

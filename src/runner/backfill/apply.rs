@@ -10,7 +10,7 @@ use arrow::datatypes::{FieldRef, Schema, SchemaRef};
 
 use super::Backfill;
 use super::derive::{Window, as_records};
-use super::lineage::find;
+use super::lineage::{find, is_bronze};
 use crate::config::spec::{From, TableSpec, WriteSpec};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::fail;
@@ -22,13 +22,13 @@ use crate::table::{Change, Pin, Txn};
 use crate::transform::{Inputs, dead_letter};
 
 /// How often a table is derived when others are faster.
-const TRIES: u32 = 40;
+pub(super) const TRIES: u32 = 40;
 
 /// The column that names a dead letter: the same in every run.
 const DEAD_ID: &str = "dlq_id";
 
 /// Grows with every try.
-const PAUSE: Duration = Duration::from_millis(25);
+pub(super) const PAUSE: Duration = Duration::from_millis(25);
 
 impl Backfill {
     /// Every table in graph order, and the dead letters where the live walk has them.
@@ -37,7 +37,7 @@ impl Backfill {
         let late = deferred(&spec, &*transform);
         // A rule that refuses rows is better broken while no table is written.
         for name in plan.tables.iter().filter(|name| !late.contains(*name)) {
-            if let Some(table) = find(&spec, name) {
+            if let Some(table) = find(&spec, name).filter(|table| !is_bronze(table)) {
                 let pin = self.pin(name).await?;
                 let window = self.window(table, plan, &pin).await?;
                 self.derive(name, window, plan).await?;
@@ -48,7 +48,7 @@ impl Backfill {
             self.set_aside(plan, record).await?;
         }
         for name in &plan.tables {
-            let Some(table) = find(&spec, name) else { continue };
+            let Some(table) = find(&spec, name).filter(|table| !is_bronze(table)) else { continue };
             let receipt = self.apply(table, plan).await.map_err(|error| error.with("table", name))?;
             record.receipts.insert(name.clone(), receipt);
         }
@@ -63,9 +63,10 @@ impl Backfill {
         if self.applied.get(&table.name).copied().flatten().is_some_and(|applied| applied >= plan.run) {
             let pin = self.pin(&table.name).await?;
             let cap = self.cap(pin.applied).await?;
-            // What took part is not known any more, only that it was no more than this: the next correction may take rows
-            // twice, and misses none.
-            self.caps.insert(table.name.clone(), cap.and(plan.since));
+            // Where the commit does not say what took part, only that it was no more than this is known: the next correction
+            // may take rows twice, and misses none.
+            let noted = self.noted(&table.name, plan).await?;
+            self.caps.insert(table.name.clone(), noted.or(cap.and(plan.since)));
             let delta_version = pin.version.unwrap_or_default();
             return Ok(Receipt { delta_version, already_applied: true, ..Receipt::default() });
         }
@@ -101,7 +102,7 @@ impl Backfill {
         let upto = self.cap(pin.applied).await?;
         // An append table has all rows of the interval replaced: all of them must come.
         let since = if table.write == WriteSpec::Append { None } else { plan.since };
-        Ok(Window { since, upto })
+        Ok(Window { since, after: plan.since_time, upto })
     }
 
     /// Rows that the table has not seen from any batch of its own never come: its pin says which it has. They stay right
@@ -109,7 +110,7 @@ impl Backfill {
     async fn upsert(&mut self, table: &TableSpec, plan: &BackfillPlan, pin: Pin) -> Result<Option<Receipt>> {
         let window = self.window(table, plan, &pin).await?;
         let derived = self.derive(&table.name, window, plan).await?;
-        let txn = self.txn(&table.name, plan);
+        let txn = self.txn(&table.name, plan, window.upto);
         let turn = self.parts.turns.table(&table.name);
         let _turn = turn.lock().await;
         let receipt = self.table(&table.name)?.apply(Change::Rows(derived.rows.to_vec()), &txn).await?;
@@ -128,7 +129,7 @@ impl Backfill {
             return Ok(Some(untouched(&pin)));
         }
         let span = self.span(&lineage.event_time);
-        let txn = self.txn(&table.name, plan);
+        let txn = self.txn(&table.name, plan, window.upto);
         let turn = self.parts.turns.table(&table.name);
         let _turn = turn.lock().await;
         // Rows of other intervals may have come and gone meanwhile; what counts is which live batches the table has.
@@ -144,7 +145,6 @@ impl Backfill {
 
     /// Every group that the interval touches is computed from the upstream as it is after the table was pinned.
     async fn refresh(&mut self, table: &TableSpec, by: &[String], plan: &BackfillPlan) -> Result<Option<Receipt>> {
-        let txn = self.txn(&table.name, plan);
         let turn = self.parts.turns.table(&table.name);
         let _turn = turn.lock().await;
         let pin = self.pin(&table.name).await?;
@@ -161,6 +161,7 @@ impl Backfill {
             inputs.tables.insert(name.clone(), Arc::new(rows));
         }
         let derived = self.shape(&table.name, inputs, plan).await?;
+        let txn = self.txn(&table.name, plan, window.upto);
         let change = Change::Groups { groups, rows: derived.rows.to_vec() };
         let receipt = self.table(&table.name)?.apply_at(change, &txn, &pin).await?;
         self.note(&table.name, window, &derived.broken);
@@ -184,7 +185,7 @@ impl Backfill {
         let is_target = plan.tables.contains(upstream);
         let mut found: Vec<RecordBatch> = Vec::new();
         for run in plan.unfinished.iter().chain(is_target.then_some(&plan.run)) {
-            let txn = Txn { batch: *run, ..self.txn(upstream, plan) };
+            let txn = Txn { batch: *run, ..self.txn(upstream, plan, None) };
             let followed = self.table(upstream)?;
             // A run that never came to this table touched nothing in it.
             if followed.note(&txn.app_id, *run).await?.is_none() {
@@ -240,12 +241,21 @@ impl Backfill {
         record: &mut BackfillRecord,
     ) -> Result<bool> {
         let spec = self.parts.spec.clone();
+        self.give_way().await?;
         let pin = self.pin(dead_letters).await?;
-        let window = Window { since: plan.since, upto: self.cap(pin.applied).await? };
+        let mut upto = self.cap(pin.applied).await?;
+        let derived = |name: &&String| find(&spec, name).is_some_and(|table| !is_bronze(table));
+        for name in plan.tables.iter().filter(derived) {
+            // A live batch sets aside before it adds to bronze: the letters of one that bronze lacks are its own.
+            let lineage = self.lineage(name)?;
+            upto = upto.min(self.pin(&lineage.bronze).await?.applied);
+        }
+        let window = Window { since: plan.since, after: plan.since_time, upto };
+        self.caps.insert(dead_letters.to_string(), upto);
         let (mut dead, mut records) = (Vec::new(), BTreeMap::new());
         for name in &plan.tables {
             let is_refresh = |table: &TableSpec| matches!(table.write, WriteSpec::Refresh { .. });
-            if find(&spec, name).is_none_or(is_refresh) {
+            if find(&spec, name).is_none_or(|table| is_refresh(table) || is_bronze(table)) {
                 continue;
             }
             let lineage = self.lineage(name)?;
@@ -253,17 +263,18 @@ impl Backfill {
             let rows = self.bronze_rows(&lineage, window).await?;
             records.insert(lineage.bronze, as_records(&rows)?);
         }
-        record.dead_letters = dead.len() as u64;
-        self.check_budget(record)?;
+        dead.extend(self.cache.homeless.dead.iter().cloned());
+        self.check_budget(dead.len() as u64, record.input_rows + self.cache.homeless.dead.len() as u64)?;
         if dead.is_empty() {
             return Ok(true);
         }
-        let records: Vec<RecordBatch> = records.into_values().flatten().collect();
+        let mut records: Vec<RecordBatch> = records.into_values().flatten().collect();
+        records.extend(self.cache.homeless.records.iter().cloned());
         let rows = dead_letter::rows(&dead, &records, &self.context(plan))?;
         // A letter that was replayed said that its record is in the tables; set aside again, it needs one that is open.
         let except = ("status".to_string(), Status::Replayed.as_str().to_string());
         let change = Change::Missing { column: DEAD_ID.to_string(), except, rows: vec![rows] };
-        let txn = self.txn(dead_letters, plan);
+        let txn = self.txn(dead_letters, plan, upto);
         let turn = self.parts.turns.table(dead_letters);
         let _turn = turn.lock().await;
         fail::hit(fail::APPLY)?;
@@ -274,6 +285,7 @@ impl Backfill {
         let applied = self.table(dead_letters)?.apply_at(change, &txn, &now).await;
         let Some(receipt) = applied.map_err(|error| error.with("table", dead_letters))? else { return Ok(false) };
         fail::hit(fail::APPLIED)?;
+        record.dead_letters = receipt.inserted;
         record.receipts.insert(dead_letters.to_string(), receipt);
         Ok(true)
     }
@@ -285,7 +297,7 @@ impl Backfill {
     }
 }
 
-fn busy(table: &str) -> Error {
+pub(super) fn busy(table: &str) -> Error {
     let text = format!("table {table} is changed by others faster than an interval can be derived again");
     Error::new(ErrorKind::Busy, text)
         .with("tries", TRIES)

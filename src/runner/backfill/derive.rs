@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, new_null_array};
 use arrow::compute::filter_record_batch;
-use arrow::datatypes::Int64Type;
+use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
+use chrono::{DateTime, Utc};
 
 use super::Backfill;
 use super::lineage::{Lineage, find, lineage};
+use super::reread::{Fresh, Homeless};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::model::backfill::BackfillPlan;
 use crate::model::batch::BatchId;
@@ -19,7 +21,7 @@ use crate::runner::shaping::Rows;
 use crate::runner::step::blocking;
 use crate::source;
 use crate::table::Span;
-use crate::transform::decode::added::BATCH_ID;
+use crate::transform::decode::added::{BATCH_ID, INGESTED_AT};
 use crate::transform::expect::in_source_order;
 use crate::transform::{BatchContext, DeadLetter, Inputs};
 
@@ -27,7 +29,33 @@ use crate::transform::{BatchContext, DeadLetter, Inputs};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Window {
     pub since: Option<BatchId>,
+    /// With `since`: rows that a backfill brought back after this take part, too.
+    pub after: Option<DateTime<Utc>>,
     pub upto: Option<BatchId>,
+}
+
+impl Window {
+    /// Every batch, of those that a plan takes.
+    pub fn all(plan: &BackfillPlan) -> Window {
+        Window { since: plan.since, after: plan.since_time, upto: Some(BatchId::MAX) }
+    }
+
+    /// Whether a row takes part that came with batch `id`, `at` that time in microseconds.
+    fn takes(self, id: BatchId, at: Option<i64>) -> bool {
+        let is_back = |after: DateTime<Utc>| id == BACKFILLED && at.is_none_or(|at| at > after.timestamp_micros());
+        let is_new = self.since.is_none_or(|since| id > since || self.after.is_some_and(is_back));
+        is_new && self.upto.is_some_and(|upto| id <= upto)
+    }
+
+    /// Which rows take part; the batch has at least the column of batch numbers.
+    pub fn mask(self, batch: &RecordBatch) -> Result<BooleanArray> {
+        let ids = batch.column_by_name(BATCH_ID).and_then(|ids| ids.as_primitive_opt::<Int64Type>());
+        let ids = ids.ok_or_else(|| Error::failed(format!("bronze has no column {BATCH_ID} of batch numbers")))?;
+        let times = batch.column_by_name(INGESTED_AT);
+        let times = times.and_then(|times| times.as_primitive_opt::<TimestampMicrosecondType>());
+        let at = |row: usize| times.filter(|times| times.is_valid(row)).map(|times| times.value(row));
+        Ok(ids.iter().enumerate().map(|(row, id)| Some(id.is_some_and(|id| self.takes(id, at(row))))).collect())
+    }
 }
 
 /// What was derived for one table.
@@ -47,6 +75,10 @@ struct Held {
 /// What was read and computed for an interval so far.
 #[derive(Default)]
 pub(super) struct Cache {
+    /// What the topics say, by bronze table.
+    pub fresh: HashMap<String, Arc<Fresh>>,
+    /// Letters of records that were read again and are nowhere.
+    pub homeless: Homeless,
     bronze: HashMap<String, Held>,
     derived: HashMap<(String, Window), Arc<Derived>>,
 }
@@ -151,13 +183,7 @@ impl Backfill {
 
 /// The rows of a window's batches.
 fn of_window(batch: &RecordBatch, window: Window) -> Result<RecordBatch> {
-    let ids = batch.column_by_name(BATCH_ID).and_then(|ids| ids.as_primitive_opt::<Int64Type>());
-    let ids = ids.ok_or_else(|| Error::failed(format!("bronze has no column {BATCH_ID} of batch numbers")))?;
-    let inside = |id: Option<BatchId>| {
-        id.is_some_and(|id| window.since.is_none_or(|since| id > since) && window.upto.is_some_and(|upto| id <= upto))
-    };
-    let mask: BooleanArray = ids.iter().map(|id| Some(inside(id))).collect();
-    filter_record_batch(batch, &mask).context(ErrorKind::Failed, "rows could not be filtered")
+    filter_record_batch(batch, &window.mask(batch)?).context(ErrorKind::Failed, "rows could not be filtered")
 }
 
 /// Bronze rows as records: what they keep of key, time stamp and headers. The value itself is in the source only.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::config::spec::{From, PipelineSpec, TableSpec, WriteSpec};
+use crate::config::spec::{From, PipelineSpec, SourceKind, TableSpec, WriteSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::transform::Transform;
 
@@ -62,7 +62,24 @@ pub fn lineage(
         return Err("it reads the source itself; only tables fed by another one are derived again".to_owned());
     }
     let bronze = bronze.name.clone();
-    if !transform.reads_back(&bronze) {
+    let event_time = kept(spec, transform, &bronze, source)?;
+    if table.write == WriteSpec::Append && !transform.passes(&table.name, &event_time) {
+        return Err(format!(
+            "it appends and does not keep the event time: `{event_time}` must pass through its `sql` unchanged, or the rows \
+             of an interval cannot be found in it to be replaced"
+        ));
+    }
+    Ok(Lineage { bronze, event_time, chain })
+}
+
+/// The event time of a bronze table that keeps its source's rows; the inner error is the reason why it does not.
+fn kept(
+    spec: &PipelineSpec,
+    transform: &dyn Transform,
+    bronze: &str,
+    source: &str,
+) -> std::result::Result<String, String> {
+    if !transform.reads_back(bronze) {
         return Err(format!(
             "{bronze}, where its rows start, does not keep the source's rows: it must append, and keep _batch_id, _topic, \
              _partition and _offset"
@@ -71,16 +88,60 @@ pub fn lineage(
     let Some(event_time) = spec.sources.get(source).and_then(|source| source.event_time.clone()) else {
         return Err(format!("source `{source}` has no `event_time`: nothing says which day a row belongs to"));
     };
-    if !transform.passes(&bronze, &event_time) {
-        return Err(format!("{bronze} does not keep the source's event time `{event_time}` as it came"));
+    match transform.passes(bronze, &event_time) {
+        true => Ok(event_time),
+        false => Err(format!("{bronze} does not keep the source's event time `{event_time}` as it came")),
     }
-    if table.write == WriteSpec::Append && !transform.passes(&table.name, &event_time) {
-        return Err(format!(
-            "it appends and does not keep the event time: `{event_time}` must pass through its `sql` unchanged, or the rows \
-             of an interval cannot be found in it to be replaced"
-        ));
+}
+
+/// A table that keeps the rows of a topic: its source, and the source's event time.
+pub(super) fn origin(spec: &PipelineSpec, transform: &dyn Transform, bronze: &str) -> Option<(String, String)> {
+    let From::Source(source) = &find(spec, bronze).filter(|table| is_bronze(table))?.from else { return None };
+    Some((source.clone(), kept(spec, transform, bronze, source).ok()?))
+}
+
+/// The tables to derive again from topics that are read again, in graph order: as [`choose`], with the tables that keep the
+/// records; named alone, these are restored alone.
+pub fn choose_from_topics(spec: &PipelineSpec, transform: &dyn Transform, names: &[String]) -> Result<Vec<String>> {
+    let usage = |text: String| Error::new(ErrorKind::Usage, text).help("nothing was read or written");
+    let all: Vec<&TableSpec> = spec.tables.iter().filter(|table| is_bronze(table)).collect();
+    let is_of_bronze = |name: &String| all.iter().any(|table| table.name == *name);
+    let (named, derived): (Vec<String>, Vec<String>) = names.iter().cloned().partition(is_of_bronze);
+    let has_more = spec.tables.iter().any(|table| !is_bronze(table));
+    let derived = match names.is_empty() {
+        true if !has_more => Vec::new(),
+        false if derived.is_empty() => Vec::new(),
+        _ => choose(spec, transform, &derived)?,
+    };
+    let mut bronze: BTreeSet<String> = named.into_iter().collect();
+    if names.is_empty() {
+        bronze.extend(all.iter().map(|table| table.name.clone()));
     }
-    Ok(Lineage { bronze, event_time, chain })
+    for name in &derived {
+        let lineage = find(spec, name).and_then(|table| lineage(spec, transform, table).ok());
+        bronze.extend(lineage.map(|lineage| lineage.bronze));
+    }
+    for table in &spec.tables {
+        let (WriteSpec::Refresh { .. }, From::Table(upstream)) = (&table.write, &table.from) else { continue };
+        if bronze.contains(upstream) && !derived.contains(&table.name) {
+            return Err(usage(format!("--tables: {} follows the rows of {upstream}: both or neither", table.name)));
+        }
+    }
+    for name in &bronze {
+        let Some(From::Source(source)) = find(spec, name).map(|table| &table.from) else { continue };
+        let kind = spec.sources.get(source).map(|source| &source.kind);
+        let why = match kind {
+            Some(SourceKind::Kafka(_)) => kept(spec, transform, name, source).err(),
+            Some(SourceKind::Files(_)) => Some(format!("source `{source}` reads files: their lines have no time")),
+            _ => Some(format!("source `{source}` generates its records: they have no time")),
+        };
+        if let Some(why) = why {
+            return Err(usage(format!("--source kafka: {name} cannot be read again: {why}"))
+                .help("from bronze: leave out --source kafka"));
+        }
+    }
+    let is_wanted = |table: &&TableSpec| bronze.contains(&table.name) || derived.contains(&table.name);
+    Ok(spec.tables.iter().filter(is_wanted).map(|table| table.name.clone()).collect())
 }
 
 /// The tables to derive again, in graph order: those named, or all that are fed by another one.

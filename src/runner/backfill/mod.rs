@@ -8,6 +8,11 @@
 //!    computes again: the last commit of an interval or a group is always the one that has read most.
 //! 3. Application ids are the interval's own, and so is the log: live offsets, plans and transactions are never touched.
 //!
+//! 4. What topics say again (`--source kafka`) enters bronze only, by record; everything else is derived from bronze.
+//!
+//! 5. When all tables are written, the letters of records that are in them now are marked as replayed; until then nobody
+//!    replays letters, because the run is known to be under way.
+//!
 //! How each table is written: an upsert takes the rows as from any batch (the newest by `order_by` wins; an equal row is
 //! replaced, so that changed SQL shows); an append table has the interval's rows replaced; a refresh table has the groups
 //! recomputed that the interval touches; dead letters are added where their id is not there yet.
@@ -15,17 +20,19 @@
 mod apply;
 mod derive;
 mod lineage;
+mod ranges;
+mod records;
+mod reread;
+mod settle;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::{AsArray, RecordBatch};
-use arrow::datatypes::Int64Type;
 use tokio::sync::Mutex;
 use tracing::debug;
 
-pub use lineage::{Lineage, choose, is_bronze, lineage};
+pub use lineage::{Lineage, choose, choose_from_topics, is_bronze, lineage};
 
 use self::derive::{Cache, Window};
 use super::clock::Clock;
@@ -37,11 +44,13 @@ use crate::config::spec::PipelineSpec;
 use crate::error::{Certainty, Error, ErrorKind, Result};
 use crate::fail;
 use crate::model::backfill::{BackfillPlan, BackfillRecord, Decision, Request, decide};
-use crate::model::batch::{BatchId, FORMAT_VERSION, Owner, Receipt};
+use crate::model::batch::{BatchId, BatchPlan, FORMAT_VERSION, Owner, Receipt};
 use crate::model::interval::Interval;
+use crate::model::offset::OffsetRanges;
+use crate::source::Source;
 use crate::table::{BESIDE, Lookup, Table, Txn};
 use crate::transform::Transform;
-use crate::transform::decode::added::BATCH_ID;
+use crate::transform::decode::added::{BATCH_ID, INGESTED_AT};
 
 /// A live batch that is under way is let go first, as long as this; only once, for its run may have died.
 const COURTESY: Duration = Duration::from_secs(10);
@@ -59,6 +68,8 @@ pub struct Parts {
     pub transform: Arc<dyn Transform>,
     /// Handles of its own: nothing that the live run or another interval knows.
     pub tables: Vec<Box<dyn Table>>,
+    /// By name, where topics are read again.
+    pub sources: BTreeMap<String, Box<dyn Source>>,
     /// By lookup name.
     pub lookups: BTreeMap<String, Box<dyn Lookup>>,
     /// The live log; only read.
@@ -104,8 +115,10 @@ pub enum Done {
 pub struct Preview {
     /// What would be done.
     pub decision: Decision,
-    /// Rows of the interval that would take part, over all bronze tables.
+    /// Rows of the interval that would take part, over all bronze tables, as they are.
     pub rows: u64,
+    /// Offsets that would be read again.
+    pub offsets: Option<i64>,
 }
 
 /// One interval on its way.
@@ -159,34 +172,34 @@ impl Backfill {
     pub async fn preview(&mut self, request: &Request) -> Result<Preview> {
         let head = self.parts.log.head().await?;
         let decision = self.decide(request, &head).await?;
-        let since = match &decision {
-            Decision::Begin { since, .. } => *since,
-            _ => None,
+        let (since, reread) = match &decision {
+            Decision::Begin { since, tables, .. } => (*since, self.ranges(tables, request).await?),
+            Decision::Replay(plan) => (plan.since, plan.reread.clone()),
+            Decision::Skip => (None, None),
         };
-        let window = Window { since, upto: Some(BatchId::MAX) };
-        let rows = self.count(&request.tables, window).await?;
-        Ok(Preview { decision, rows })
+        let after = since.and(head.record.map(|record| record.started_at));
+        let rows = self.count(&request.tables, Window { since, after, upto: Some(BatchId::MAX) }).await?;
+        let offsets = reread.map(|reread| reread.sources.values().map(OffsetRanges::len).sum());
+        Ok(Preview { decision, rows, offsets })
     }
 
     async fn walk(&mut self, request: &Request) -> Result<Done> {
         fail::hit(fail::OBSERVE)?;
         let head = self.parts.log.head().await?;
+        self.give_way().await?;
         let plan = match self.decide(request, &head).await? {
             Decision::Skip => return Ok(Done::Skipped),
             Decision::Replay(plan) => *plan,
             Decision::Begin { run, since, tables, unfinished } => {
-                if since.is_some() {
-                    let window = Window { since, upto: Some(BatchId::MAX) };
-                    if self.count(&tables, window).await? == 0 {
-                        return Ok(Done::Unchanged);
-                    }
+                let after = since.and(head.record.as_ref().map(|record| record.started_at));
+                let window = Window { since, after, upto: Some(BatchId::MAX) };
+                if since.is_some() && self.count(&tables, window).await? == 0 {
+                    return Ok(Done::Unchanged);
                 }
-                self.plan(request, run, since, tables, unfinished).await?
+                self.plan(request, run, window, tables, unfinished).await?
             }
         };
         fail::hit(fail::READ)?;
-        let window = Window { since: plan.since, upto: Some(BatchId::MAX) };
-        let input_rows = self.count(&plan.tables, window).await?;
         let mut record = BackfillRecord {
             version: FORMAT_VERSION,
             run: plan.run,
@@ -196,18 +209,25 @@ impl Backfill {
             tables: plan.tables.clone(),
             receipts: BTreeMap::new(),
             through: None,
+            reread: plan.reread.clone(),
             recipe: plan.recipe.clone(),
-            input_rows,
+            input_rows: 0,
             dead_letters: 0,
+            settles: true,
+            settled_letters: 0,
+            unsettled: settle::unsettled(&self.parts.spec, &plan, head.record.as_ref()),
             expectations: BTreeMap::new(),
             started_at: plan.batch_time,
             committed_at: plan.batch_time,
             owner: self.parts.owner.clone(),
         };
+        self.restore(&plan, &mut record).await?;
+        record.input_rows = self.count(&plan.tables, Window::all(&plan)).await?;
         // Without rows nothing is replaced: bronze may have let an old day go, and the tables are all that is left of it.
-        if input_rows > 0 || !plan.unfinished.is_empty() {
+        if record.input_rows > 0 || !plan.unfinished.is_empty() || !self.cache.homeless.dead.is_empty() {
             fail::hit(fail::SHAPE)?;
             self.apply_all(&plan, &mut record).await?;
+            self.settle(&plan, &mut record).await?;
         } else {
             self.note_caps(&plan).await?;
         }
@@ -232,6 +252,7 @@ impl Backfill {
     async fn decide(&mut self, request: &Request, head: &crate::model::backfill::IntervalHead) -> Result<Decision> {
         let mut tables = request.tables.clone();
         tables.extend(head.pending().into_iter().flat_map(|plan| plan.tables.clone()));
+        tables.extend(self.parts.spec.tables.iter().filter(|table| is_bronze(table)).map(|table| table.name.clone()));
         self.applied.clear();
         for name in tables {
             if !self.applied.contains_key(&name) && lineage::find(&self.parts.spec, &name).is_some() {
@@ -242,7 +263,12 @@ impl Backfill {
         }
         let order: Vec<String> = self.parts.spec.tables.iter().map(|table| table.name.clone()).collect();
         let applied = self.applied.values().copied().flatten().max();
-        Ok(decide(request, head, applied, &order))
+        let mut decision = decide(request, head, applied, &order);
+        if let (Decision::Begin { tables, .. }, None) = (&mut decision, request.slack) {
+            // A run that read topics again and was never finished may have named what this one takes as it is.
+            tables.retain(|name| !lineage::find(&self.parts.spec, name).is_some_and(is_bronze));
+        }
+        Ok(decision)
     }
 
     /// Makes the intent durable.
@@ -250,10 +276,11 @@ impl Backfill {
         &mut self,
         request: &Request,
         run: BatchId,
-        since: Option<BatchId>,
+        window: Window,
         tables: Vec<String>,
         unfinished: Vec<BatchId>,
     ) -> Result<BackfillPlan> {
+        let reread = self.ranges(&tables, request).await?;
         let mut pinned = BTreeMap::new();
         for (name, lookup) in &mut self.parts.lookups {
             if let Some(version) = lookup.latest().await? {
@@ -266,7 +293,9 @@ impl Backfill {
             pipeline: self.parts.spec.name.clone(),
             interval: self.interval,
             mode: request.mode,
-            since,
+            since: window.since,
+            since_time: window.after,
+            reread,
             tables,
             unfinished,
             batch_time: self.parts.clock.now(),
@@ -296,14 +325,12 @@ impl Backfill {
                 continue;
             }
             let span = self.span(&lineage.event_time);
-            let ids = self.table(&lineage.bronze)?.read_span(&[BATCH_ID.to_string()], &span).await?;
-            let is_in =
-                |id: BatchId| window.since.is_none_or(|since| id > since) && window.upto.is_some_and(|upto| id <= upto);
-            let of = |batch: &RecordBatch| {
-                let ids = batch.column(0).as_primitive_opt::<Int64Type>();
-                ids.map_or(0, |ids| ids.iter().flatten().filter(|id| is_in(*id)).count())
-            };
-            count += ids.iter().map(of).sum::<usize>() as u64;
+            let kept = self.parts.transform.schema(&lineage.bronze);
+            let names = [BATCH_ID, INGESTED_AT].into_iter().filter(|name| kept.column_with_name(name).is_some());
+            let names: Vec<String> = names.map(str::to_string).collect();
+            for batch in self.table(&lineage.bronze)?.read_span(&names, &span).await? {
+                count += window.mask(&batch)?.true_count() as u64;
+            }
         }
         Ok(count)
     }
@@ -316,11 +343,13 @@ impl Backfill {
         app_id(&self.parts.pipeline_id, table)
     }
 
-    fn txn(&self, table: &str, plan: &BackfillPlan) -> Txn {
+    /// Of a commit that rows of live batches up to `through` took part in.
+    fn txn(&self, table: &str, plan: &BackfillPlan, through: Option<BatchId>) -> Txn {
         let note = serde_json::json!({ "tidegate": {
             "pipeline": plan.pipeline,
             "pipelineId": self.parts.pipeline_id,
-            "backfill": { "interval": plan.interval, "run": plan.run, "mode": plan.mode, "recipe": plan.recipe },
+            "backfill": { "interval": plan.interval, "run": plan.run, "mode": plan.mode, "recipe": plan.recipe,
+                "through": through },
         }});
         Txn { app_id: self.app_id(table), batch: plan.run, user_metadata: note.to_string() }
     }
@@ -332,6 +361,9 @@ impl Backfill {
 
     /// Lets the live batch that is under way finish first, not those after it. Without this a backfill of many short commits
     /// would win against a run whose one commit takes longer to prepare, again and again.
+    ///
+    /// Under positions that are being moved, or letters that are being replayed, nothing is derived: some tables have lost or
+    /// got rows that others still have to.
     async fn give_way(&mut self) -> Result<()> {
         let mut left = COURTESY;
         let mut first = None;
@@ -340,13 +372,13 @@ impl Backfill {
             let done = head.commit.map(|record| record.batch);
             let Some(plan) = head.plan.filter(|plan| done.is_none_or(|done| done < plan.batch)) else { return Ok(()) };
             let is_another = *first.get_or_insert(plan.batch) != plan.batch;
-            if is_another || self.waited.contains(&plan.batch) || !(self.parts.is_alive)(&plan.owner, &self.parts.owner)
-            {
-                return Ok(());
-            }
-            if left.is_zero() {
+            if !(self.parts.is_alive)(&plan.owner, &self.parts.owner) || left.is_zero() {
                 self.waited.insert(plan.batch);
-                return Ok(());
+            }
+            match (plan.is_by_hand(), self.waited.contains(&plan.batch)) {
+                (true, true) => return Err(half_done(&plan)),
+                (false, is_waited) if is_waited || is_another => return Ok(()),
+                _ => {}
             }
             tokio::time::sleep(COURTESY_STEP).await;
             left = left.saturating_sub(COURTESY_STEP);
@@ -372,9 +404,21 @@ impl Backfill {
         Ok(())
     }
 
-    fn check_budget(&self, record: &BackfillRecord) -> Result<()> {
-        check_budget(self.parts.spec.dead_letters.as_ref(), record.dead_letters, record.input_rows)
+    fn check_budget(&self, dead_letters: u64, input_rows: u64) -> Result<()> {
+        check_budget(self.parts.spec.dead_letters.as_ref(), dead_letters, input_rows)
     }
+}
+
+fn half_done(plan: &BatchPlan) -> Error {
+    let what = match (plan.is_move(), plan.letters.is_some()) {
+        (true, _) => "moves positions",
+        (_, true) => "settles dead letters",
+        _ => "forgets rows",
+    };
+    let text = format!("batch {} {what}, and is not finished: no day can be derived under it", plan.batch);
+    Error::new(ErrorKind::Busy, text)
+        .with("begun by", format!("pid {} on host {}", plan.owner.pid, plan.owner.host))
+        .help("finish it first: tidegate run FILE --trigger once")
 }
 
 /// Over all tables: rows added, changed and removed.

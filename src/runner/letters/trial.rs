@@ -145,7 +145,7 @@ impl Bench<'_> {
     /// Where the record of a letter enters, or why it cannot.
     fn entry(&self, letter: &Letter, is_kept: bool) -> Result<Entry, String> {
         let Letter { table, .. } = letter;
-        if letter.batch == BACKFILLED {
+        if letter.batch == BACKFILLED && letter.stage != Stage::Decode.as_str() {
             return Err(
                 "a backfill set it aside, from rows whose original bytes are not kept: mend the file, and derive \
                         its day again (tidegate backfill FILE --date D)"

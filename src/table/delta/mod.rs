@@ -159,7 +159,7 @@ impl DeltaLakeTable {
 
     /// Rows for an append table may have columns that nobody announced (`schema_drift: evolve`): they become the table's.
     fn learn(&mut self, change: &Change) {
-        let (Change::Rows(rows) | Change::Replace { rows, .. }) = change else { return };
+        let (Change::Rows(rows) | Change::Replace { rows, .. } | Change::Groups { rows, .. }) = change else { return };
         if self.definition.write != WriteMode::Append {
             return;
         }

@@ -3,6 +3,8 @@
 
 #![allow(clippy::disallowed_methods, reason = "what is today is asked of the clock")]
 
+mod kafka;
+mod letters;
 mod retail;
 mod shop;
 
@@ -12,7 +14,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use self::shop::{Shop, TODAY, day};
+use self::shop::{Event, Shop, TODAY, day};
 use crate::support::{lake, number};
 
 #[test]
@@ -300,6 +302,60 @@ fn one_backfill_of_a_pipeline_at_a_time() {
     shop.release(&gate);
     first.finish(Duration::from_secs(120)).expect("it goes on").success();
     shop.backfill(&["--date", "2026-03-18"]).success();
+}
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn no_day_is_derived_under_a_rewind_that_is_not_finished() {
+    let mut shop = Shop::empty("backfill-rewind");
+    for number in [16, 17] {
+        let sales = (0..40).map(|n| Event::sale(&format!("{number}-{n}"), n - 4, Some(day(number).0))).collect();
+        shop.write(sales);
+    }
+    shop.live().success();
+    // The dead letters have lost what is read again; bronze has it still.
+    let rewind = ["offsets", "rewind", shop::FILE, "--to", "earliest", "--yes", "--accept-duplicates"];
+    let killed = shop.command(&rewind, &[("TIDEGATE_FAIL", "applied@1=kill")]);
+    assert!(killed.status.code().is_none(), "{}", killed.report());
+    let before = shop.versions();
+    let refused = shop.backfill(&["--date", "2026-03-17"]).code(&[75]).says("moves positions, and is not finished");
+    refused.says("tidegate run shop.yaml --trigger once");
+    assert_eq!(shop.versions(), before);
+    assert!(shop.unfinished().is_empty(), "it was not begun");
+    shop.live().success();
+    // The log has every row twice, as was accepted: derived again, each is there once.
+    shop.backfill(&["--from", "2026-03-16", "--to", "2026-03-18"]).success();
+    shop.assert_tables();
+}
+
+#[test]
+fn letters_that_are_new_are_counted_and_gaps_are_listed_by_history_too() {
+    let shop = Shop::new("backfill-letters", 240);
+    let letters = || {
+        let lines = lake::lines(&shop.table("dlq/sales"), "SELECT count(*) FROM t");
+        lines[0].parse::<u64>().expect("a number")
+    };
+    let day = ["--date", "2026-03-17"];
+    let letters_of = || shop.backfill(&day).success().json()["intervals"][0]["dead_letters"].as_u64().expect("a count");
+    assert_eq!(letters_of(), 0, "the live run has set them aside");
+    shop.replace("amount > 0", "amount > 12");
+    let before = letters();
+    let new = letters_of();
+    assert!(new > 5, "{new} letters");
+    assert_eq!(letters(), before + new);
+    assert_eq!(letters_of(), 0, "they are there");
+    let gaps = |arguments: &[&str]| {
+        let range =
+            ["--gaps", "--from", "2026-03-16", "--to", "2026-03-19", "--tables", "silver.log", "--output", "json"];
+        let all: Vec<&str> = arguments.iter().chain(&range).copied().collect();
+        shop.command(&all, &[]).success().json()
+    };
+    let (of_history, of_backfill) = (gaps(&["history", shop::FILE]), gaps(&["backfill", shop::FILE]));
+    assert_eq!(of_history, of_backfill);
+    let missing: Vec<&str> =
+        of_history["gaps"].as_array().expect("a list").iter().flat_map(|gap| gap["interval"].as_str()).collect();
+    assert_eq!(missing, ["2026-03-16", "2026-03-18"]);
+    shop.command(&["history", shop::FILE, "--from", "2026-03-16", "--to", "2026-03-19"], &[]).code(&[2]).says("--gaps");
 }
 
 /// Every object of a log with its content.

@@ -214,6 +214,12 @@ impl Shop {
         running.finish(std::time::Duration::from_secs(600)).expect("a backfill that ends")
     }
 
+    /// Any command in the folder of the shop, to its end.
+    pub fn command(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Outcome {
+        let command = self.sandbox.tidegate(arguments);
+        variables.iter().fold(command, |command, (name, value)| command.env(name, value)).run()
+    }
+
     pub fn start_backfill(&self, arguments: &[&str]) -> Running {
         self.start_backfill_with(arguments, &[])
     }

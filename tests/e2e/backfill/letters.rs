@@ -1,0 +1,165 @@
+//! Dead letters whose records a backfill has brought are settled by it; all others stay as they were, and can be replayed.
+//! Whatever dies in between, every record is in every table once.
+
+use serde_json::json;
+
+use crate::support::sandbox::Outcome;
+use crate::support::{Sandbox, lake};
+
+const FILE: &str = "orders.yaml";
+const TABLES: [&str; 3] = ["silver/log", "silver/more", "silver/sales"];
+
+/// Four sales, three of which a rule sets aside until it is mended: one of the 17th, one of the 18th, one without a time.
+struct Sales {
+    sandbox: Sandbox,
+}
+
+impl Sales {
+    /// Read by the strict rule, then mended.
+    fn new(test: &str) -> Sales {
+        let sales = Sales { sandbox: Sandbox::new(test) };
+        let record =
+            |(id, amount, at): (&str, u32, Option<&str>)| json!({"id": id, "amount": amount, "at": at}).to_string();
+        let (first, second) = (Some("2026-03-17T12:00:00Z"), Some("2026-03-18T12:00:00Z"));
+        let lines = [("a", 5, first), ("b", 50, first), ("n", 50, None), ("o", 50, second)].map(record);
+        sales.sandbox.write("landing/1.ndjson", &lines.map(|line| line + "\n").concat());
+        sales.rule(10);
+        sales.sandbox.drain(FILE).success();
+        assert_eq!((sales.rows(), sales.open()), (["a", "a", "a"].map(String::from), 6));
+        sales.rule(100);
+        sales
+    }
+
+    /// Amounts are below this.
+    fn rule(&self, most: u32) {
+        let rule = format!("expect: {{small: {{check: amount < {most}, else: quarantine}}}}");
+        let text = format!(
+            "version: 1\nname: orders\nlake: ./lake\ncheckpoints: ./checkpoints\nsource:\n  \
+             files: {{path: landing, pattern: \"*.ndjson\"}}\n  format: json\n  schema: {{id: string, \
+             amount: long, at: timestamp}}\n  event_time: at\ntables:\n  bronze.orders: {{from: source, write: append}}\n  \
+             silver.log:\n    from: bronze.orders\n    sql: SELECT id, amount, at FROM batch\n    {rule}\n    write: append\n  \
+             silver.more:\n    from: silver.log\n    sql: SELECT id, at FROM batch\n    write: append\n  \
+             silver.sales:\n    from: bronze.orders\n    sql: SELECT id, amount, at FROM batch\n    {rule}\n    \
+             write: {{upsert: {{key: id, order_by: at}}}}\ndead_letters: {{table: dlq.orders}}\n"
+        );
+        self.sandbox.write(FILE, &text);
+    }
+
+    fn run(&self, words: &[&str]) -> Outcome {
+        self.sandbox.tidegate(words).run()
+    }
+
+    fn derive(&self, more: &[&str]) -> Outcome {
+        let all = ["backfill", FILE, "--output", "json"];
+        self.run(&[&all[..], more].concat())
+    }
+
+    fn replay(&self) -> Outcome {
+        self.run(&["dlq", "replay", FILE, "--yes", "--output", "json"])
+    }
+
+    /// The ids in each table.
+    fn rows(&self) -> [String; 3] {
+        TABLES.map(|name| lake::lines(&self.sandbox.path().join("lake").join(name), "SELECT id FROM t").join(""))
+    }
+
+    fn open(&self) -> usize {
+        let table = self.sandbox.path().join("lake/dlq/orders");
+        lake::lines(&table, "SELECT dlq_id FROM t WHERE coalesce(status, 'open') = 'open'").len()
+    }
+}
+
+#[test]
+fn a_backfill_settles_the_letters_of_what_it_brought_and_no_others() {
+    let sales = Sales::new("letters-settled");
+    let done = sales.derive(&["--date", "2026-03-17"]).success().json();
+    assert_eq!(done["intervals"][0]["letters_settled"], 2, "{done}");
+    assert_eq!((sales.rows(), sales.open()), (["ab", "ab", "ab"].map(String::from), 4));
+    let again = sales.derive(&["--date", "2026-03-17"]).success().json();
+    assert_eq!(again["intervals"][0]["letters_settled"], 0, "{again}");
+    // What has no time, or another day, goes on as it always could; also where nobody knows of the backfill any more.
+    sales.sandbox.remove("checkpoints/orders/backfills");
+    let replayed = sales.replay().success().json();
+    assert_eq!((&replayed["pass"], &replayed["cannot"]), (&4.into(), &0.into()), "{replayed}");
+    assert_eq!((sales.rows(), sales.open()), (["abno", "abno", "abno"].map(String::from), 0));
+    // Days that were replayed are derived as all others.
+    sales.derive(&["--from", "2026-03-17", "--to", "2026-03-19"]).success();
+    assert_eq!((sales.rows(), sales.open()), (["abno", "abno", "abno"].map(String::from), 0));
+}
+
+#[test]
+fn a_letter_that_was_given_up_and_came_back_is_settled_and_one_that_fails_again_stays() {
+    let sales = Sales::new("letters-given-up");
+    sales.run(&["dlq", "discard", FILE, "--table", "silver.log", "--yes"]).success();
+    sales.derive(&["--date", "2026-03-17"]).success();
+    assert_eq!(sales.rows(), ["ab", "ab", "ab"].map(String::from));
+    let replayed =
+        sales.run(&["dlq", "replay", FILE, "--status", "discarded", "--yes", "--output", "json"]).success().json();
+    assert_eq!(replayed["pass"], 2, "{replayed}");
+    assert_eq!(sales.rows(), ["abno", "abno", "ab"].map(String::from));
+    sales.rule(20);
+    sales.derive(&["--date", "2026-03-18"]).success();
+    // Set aside again in the log; an upsert keeps what it has.
+    assert_eq!(sales.rows(), ["abn", "abn", "ab"].map(String::from));
+    sales.rule(100);
+    sales.derive(&["--date", "2026-03-18"]).success();
+    assert_eq!((sales.rows(), sales.open()), (["abno", "abno", "abo"].map(String::from), 1));
+}
+
+#[test]
+fn a_letter_that_stands_for_tables_that_were_derived_in_part_is_kept_until_all_are() {
+    let sales = Sales::new("letters-part");
+    sales.derive(&["--date", "2026-03-17", "--tables", "silver.log"]).success();
+    assert_eq!((sales.rows(), sales.open()), (["ab", "a", "a"].map(String::from), 6));
+    let held = sales.replay().success().json();
+    // Which of them the backfill has brought is not known: all letters of that table wait.
+    assert_eq!((&held["pass"], &held["cannot"]), (&3.into(), &3.into()), "{held}");
+    assert_eq!((sales.rows(), sales.open()), (["ab", "a", "abno"].map(String::from), 3));
+    sales.derive(&["--date", "2026-03-17"]).success();
+    let replayed = sales.replay().success().json();
+    assert_eq!((&replayed["pass"], &replayed["cannot"]), (&2.into(), &0.into()), "{replayed}");
+    assert_eq!((sales.rows(), sales.open()), (["abno", "abno", "abno"].map(String::from), 0));
+}
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn killed_before_letters_are_settled_a_backfill_keeps_replays_out_until_it_is_finished() {
+    let points = ["apply@1", "applied@1", "applied@2", "applied@3", "prepared@4", "apply@4", "applied@4", "commit@1"];
+    for point in points {
+        let sales = Sales::new(&format!("letters-{}", point.replace('@', "-")));
+        let command = sales.sandbox.tidegate(&["backfill", FILE, "--date", "2026-03-17"]);
+        let killed = command.env("TIDEGATE_FAIL", &format!("{point}=kill")).run();
+        assert!(killed.status.code().is_none(), "{point}\n{}", killed.report());
+        let (rows, open) = (sales.rows(), sales.open());
+        println!("{point}: {rows:?}, {open} open");
+        let refused = sales.replay().code(&[75]).says("a backfill of 2026-03-17 was begun and is not finished");
+        assert_eq!((sales.rows(), sales.open()), (rows, open), "{point}");
+        // What is said is typed.
+        let line = refused.stderr.lines().find_map(|line| line.split_once("tidegate backfill ")).expect("a command").1;
+        assert!(line.ends_with("--resume") || line.contains("--resume"), "{line}");
+        let words: Vec<&str> = ["backfill"].into_iter().chain(line.split_whitespace()).collect();
+        sales.run(&words).success();
+        assert_eq!((sales.rows(), sales.open()), (["ab", "ab", "ab"].map(String::from), 4), "{point}");
+        sales.replay().success();
+        assert_eq!((sales.rows(), sales.open()), (["abno", "abno", "abno"].map(String::from), 0), "{point}");
+    }
+}
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn letters_are_not_replayed_while_days_are_derived() {
+    let sales = Sales::new("letters-beside");
+    let gate = sales.sandbox.path().join("gate");
+    let command = sales.sandbox.tidegate(&["backfill", FILE, "--date", "2026-03-17"]);
+    let running = command.env("TIDEGATE_FAIL", &format!("plan@1=pause={}", gate.display())).start();
+    while !gate.with_extension("reached").exists() {
+        assert!(!running.ended(), "{}", running.stderr());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    sales.replay().code(&[75]).says("a backfill of pipeline `orders` is at work");
+    #[allow(clippy::disallowed_methods, reason = "a test's own files need no durability")]
+    std::fs::write(&gate, "").expect("a file");
+    running.finish(std::time::Duration::from_secs(120)).expect("it goes on").success();
+    sales.replay().success();
+    assert_eq!((sales.rows(), sales.open()), (["abno", "abno", "abno"].map(String::from), 0));
+}
