@@ -274,6 +274,8 @@ pub struct TableSpec {
     pub write: WriteSpec,
     /// Partition columns.
     pub partition_by: Vec<String>,
+    /// A refresh table may be kept by what changed upstream, where that is exact. No part of `write`: it changes no row.
+    pub incremental: bool,
 }
 
 /// Upstream of a table.

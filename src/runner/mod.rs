@@ -11,6 +11,7 @@ pub mod event;
 pub mod forget;
 pub mod letters;
 mod maintain;
+mod refresh;
 pub mod relocate;
 mod shaping;
 mod step;
@@ -37,6 +38,7 @@ use crate::transform::Transform;
 use beside::Beside;
 use clock::Clock;
 use event::{Event, Next, Observer};
+use refresh::Followed;
 
 /// Name of a table's Delta application id: stable over restarts, new for every new checkpoint log.
 pub fn app_id(pipeline_id: &str, table: &str) -> String {
@@ -108,6 +110,8 @@ pub struct Runner {
     beside: Beside,
     /// The key that this process forgets.
     forgetting: Option<Key>,
+    /// Refresh tables that this run keeps by what changes upstream.
+    followed: BTreeMap<String, Followed>,
 }
 
 /// What one step did.
@@ -146,7 +150,15 @@ impl Summary {
 impl Runner {
     /// A runner that has not looked at anything yet.
     pub fn new(parts: Parts) -> Self {
-        Runner { parts, position: None, turn: 0, told: BTreeMap::new(), beside: Beside::default(), forgetting: None }
+        Runner {
+            parts,
+            position: None,
+            turn: 0,
+            told: BTreeMap::new(),
+            beside: Beside::default(),
+            forgetting: None,
+            followed: BTreeMap::new(),
+        }
     }
 
     /// Runs until the trigger is satisfied or `stop` turns true; a batch that was begun is always finished.
@@ -274,6 +286,8 @@ impl Runner {
             return Ok(());
         }
         fail::hit(fail::OBSERVE)?;
+        // Whatever happened meanwhile: groups are computed from all of their rows before they follow anything again.
+        self.followed.clear();
         let (facts, log) = self.gather().await?;
         let decision = recover::recover(&facts);
         let next = match &decision {

@@ -11,6 +11,7 @@ use super::decode::added;
 use super::engine::{self, Job, NamedRows};
 use super::expect::{self, DELETE_FLAG, Rules, in_source_order};
 use super::rewrite::{InputKind, Moment, at_moment};
+use super::tally::Tally;
 use super::{BatchContext, Coordinates, Decoded, Inputs, Reads, Shaped, Transform};
 use crate::arrow_bridge::conform;
 use crate::config::spec::WriteSpec;
@@ -37,6 +38,10 @@ impl Transform for CompiledPipeline {
 
     fn reads(&self, table: &str) -> &Reads {
         self.tables.get(table).map_or(&self.nothing, |table| &table.reads)
+    }
+
+    fn tally(&self, table: &str) -> Option<&Tally> {
+        self.tables.get(table)?.upkeep.as_ref()?.as_ref().ok()
     }
 
     fn shape(&self, table: &str, inputs: &Inputs, context: &BatchContext) -> Result<Shaped> {

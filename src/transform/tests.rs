@@ -70,6 +70,7 @@ fn table(name: &str, from: &str, sql: Option<&str>, write: WriteSpec) -> TableSp
         expect: Vec::new(),
         write,
         partition_by: Vec::new(),
+        incremental: true,
     }
 }
 

@@ -95,6 +95,7 @@ fn definition(write: WriteMode) -> TableDefinition {
         partition_by: Vec::new(),
         write,
         watched: vec![vec!["city".into()]],
+        imaged: Vec::new(),
         maker: maker(),
     }
 }

@@ -133,7 +133,12 @@ impl Checker<'_> {
             RawEngine::Polars => Engine::Polars,
             RawEngine::DataFusion => Engine::DataFusion,
         };
-        let spec = TableSpec { name: name.into(), from, sql: raw.sql.clone(), engine, expect, write, partition_by };
+        let sql = raw.sql.clone();
+        let incremental = match &raw.write {
+            Some(RawWrite::Refresh(refresh)) => refresh.incremental.unwrap_or(true),
+            _ => true,
+        };
+        let spec = TableSpec { name: name.into(), from, sql, engine, expect, write, partition_by, incremental };
         Some((spec, upstream))
     }
 
