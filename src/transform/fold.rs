@@ -223,6 +223,18 @@ impl<'a> Ledger<'a> {
         Ok(Ledger { columns, sums: &tally.sums, counters: tally.sums.iter().map(counter).collect() })
     }
 
+    /// Whether a sum is null exactly where its counter says that there is nothing to sum up: somebody may have put nulls into
+    /// a column that should have none.
+    fn agree(&self, entry: &Entry, number: usize, sum: usize) -> bool {
+        let Some(counter) = self.counters[sum] else { return true };
+        let agrees = |row: &u32| {
+            let (sum, count) =
+                (self.columns[number].values[*row as usize], self.columns[counter].values[*row as usize]);
+            sum.is_some() == count.is_some_and(|count| count > 0)
+        };
+        entry.sides.iter().flatten().all(agrees)
+    }
+
     fn outcome(&self, entry: &Entry) -> Outcome {
         if entry.is_double {
             return Outcome::Unsure;
@@ -234,6 +246,7 @@ impl<'a> Ledger<'a> {
             let sides = [of(0), of(1), of(2)];
             let value = match number.checked_sub(counted) {
                 None => count(sides),
+                Some(sum) if !self.agree(entry, number, sum) => None,
                 Some(sum) => {
                     let any = self.counters[sum].map(|counter| values[counter] != Some(0));
                     total(sides.map(Option::flatten), any)

@@ -49,7 +49,8 @@ pub struct World {
     spec: PipelineSpec,
     compiled: Arc<CompiledPipeline>,
     source: MemorySource,
-    runner: Option<Runner>,
+    /// Locked for the sake of tests that share a world; a runner is not shared.
+    runner: Mutex<Option<Runner>>,
     pub stage: Arc<Mutex<Stage>>,
 }
 
@@ -95,12 +96,12 @@ impl World {
         };
         ObjectLog::new(log.clone()).create(&identity).await.expect("an identity");
         let stage = Arc::new(Mutex::new(Stage::default()));
-        World { lake, log, spec, compiled: Arc::new(compiled), source, runner: None, stage }
+        World { lake, log, spec, compiled: Arc::new(compiled), source, runner: Mutex::default(), stage }
     }
 
     /// Lets go of what the run knows.
     pub fn restart(&mut self) {
-        self.runner = None;
+        *self.runner.get_mut().expect("a runner") = None;
     }
 
     pub fn upkeep(&self, table: &str) -> String {
@@ -137,12 +138,12 @@ impl World {
     /// The batch up to line `until`.
     pub async fn batch(&mut self, until: usize) -> Result<Option<CommitRecord>> {
         let ends = Offsets(BTreeMap::from([(Partition::new("t", 0), until as i64)]));
-        let mut runner = match self.runner.take() {
+        let mut runner = match self.runner.get_mut().expect("a runner").take() {
             Some(runner) => runner,
             None => self.start(),
         };
         let stepped = runner.step(&BTreeMap::from([("source".to_string(), ends)])).await;
-        self.runner = Some(runner);
+        *self.runner.get_mut().expect("a runner") = Some(runner);
         Ok(match stepped? {
             Stepped::Ran(record) => Some(*record),
             Stepped::Idle => None,
