@@ -5,6 +5,7 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
 mod forget;
+mod images;
 mod maintain;
 mod others;
 mod pinned;

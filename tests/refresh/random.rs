@@ -231,7 +231,7 @@ async fn case(seed: u64) -> Tally {
     let query = Query::random(random);
     let mut events: Vec<Event> = (0..random.random_range(20..40)).map(|_| Event::random(random, 30, 0)).collect();
     let mut cuts = vec![events.len()];
-    for batch in 1..random.random_range(4..7) {
+    for batch in 1..random.random_range(3..6) {
         events.extend((0..random.random_range(1..25)).map(|_| Event::random(random, 30, 10 * batch)));
         cuts.push(events.len());
     }
