@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use arrow::record_batch::RecordBatch;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
@@ -37,6 +38,10 @@ const PIPELINE: &str = "p-1";
 pub struct Stage {
     /// How often rows were read for a refresh, and how many, by the table that was read.
     reads: BTreeMap<String, (u64, u64)>,
+    /// When the last table but a refresh table was committed.
+    applied: Option<Instant>,
+    /// From then to the commit of a refresh table.
+    pub refreshing: Duration,
     /// The next batch's commit to these tables fails before anything is done.
     pub failing: BTreeSet<String>,
     /// Somebody commits to a table just before the runner's next commit there.
@@ -239,7 +244,9 @@ impl Table for Watched {
 
     async fn apply(&mut self, change: Change, txn: &Txn) -> Result<Receipt> {
         self.disturb().await?;
-        self.table.apply(change, txn).await
+        let receipt = self.table.apply(change, txn).await;
+        self.stage.lock().expect("a stage").applied = Some(Instant::now());
+        receipt
     }
 
     async fn pin(&mut self, app_id: &str) -> Result<Pin> {
@@ -248,7 +255,10 @@ impl Table for Watched {
 
     async fn apply_at(&mut self, change: Change, txn: &Txn, pin: &Pin) -> Result<Option<Receipt>> {
         self.disturb().await?;
-        self.table.apply_at(change, txn, pin).await
+        let receipt = self.table.apply_at(change, txn, pin).await;
+        let mut stage = self.stage.lock().expect("a stage");
+        stage.refreshing = stage.applied.map_or(Duration::ZERO, |since| since.elapsed());
+        receipt
     }
 
     async fn check(&mut self, change: &Change) -> Result<()> {
