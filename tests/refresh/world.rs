@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use async_trait::async_trait;
@@ -24,7 +25,8 @@ use tidegate::source::memory::{MemorySource, Record};
 use tidegate::storage::{self, Storage};
 use tidegate::table::maintain::{Compacted, Compaction, Vacuum, Vacuumed};
 use tidegate::table::{
-    Change, Images, Maker, Pin, Span, Table, TableDefinition, TableState, Trim, Txn, WriteMode, delta, glance,
+    Change, Held, Images, Maker, Pin, Removal, Span, Table, TableDefinition, TableState, Traces, Trim, Txn, WriteMode,
+    delta, glance,
 };
 use tidegate::transform::Transform as _;
 use tidegate::transform::compile::{self, CompiledPipeline};
@@ -283,6 +285,18 @@ impl Table for Watched {
 
     async fn count_after(&mut self, trim: &Trim) -> Result<u64> {
         self.table.count_after(trim).await
+    }
+
+    async fn stored(&mut self) -> Result<Option<SchemaRef>> {
+        self.table.stored().await
+    }
+
+    async fn count_held(&mut self, removal: &Removal) -> Result<Held> {
+        self.table.count_held(removal).await
+    }
+
+    async fn traces(&mut self, columns: &[String]) -> Result<Traces> {
+        self.table.traces(columns).await
     }
 
     async fn groups(&mut self, by: &[String]) -> Result<RecordBatch> {
