@@ -507,6 +507,9 @@ pub struct RawUpsert {
 pub struct RawRefresh {
     /// Group columns.
     pub by: OneOrMany,
+    /// Counts and sums follow what changed where that is exact; `false` = every group is computed from all of its rows.
+    /// The rows are the same. Default: true
+    pub incremental: Option<bool>,
 }
 
 /// Dead letters.

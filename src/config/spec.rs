@@ -275,6 +275,8 @@ pub struct TableSpec {
     pub write: WriteSpec,
     /// Partition columns.
     pub partition_by: Vec<String>,
+    /// A refresh table may be kept by what changed upstream, where that is exact. No part of `write`: it changes no row.
+    pub incremental: bool,
     /// What it remembers from batch to batch.
     pub keeps: Option<KeepsSpec>,
 }

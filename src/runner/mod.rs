@@ -13,6 +13,7 @@ mod keeping;
 pub mod letters;
 mod maintain;
 pub mod rebuild;
+mod refresh;
 pub mod relocate;
 mod shaping;
 mod step;
@@ -43,6 +44,7 @@ use clock::Clock;
 use event::{Event, Next, Observer};
 use keeping::Keeping;
 
+use refresh::Followed;
 pub use shaping::remembering;
 
 /// Name of a table's Delta application id: stable over restarts, new for every new checkpoint log.
@@ -125,6 +127,8 @@ pub struct Runner {
     forgive: Vec<String>,
     /// The key that this process forgets.
     forgetting: Option<Key>,
+    /// Refresh tables that this run keeps by what changes upstream.
+    followed: BTreeMap<String, Followed>,
 }
 
 /// What one step did.
@@ -174,6 +178,7 @@ impl Runner {
             flush_at_end: false,
             forgive: Vec::new(),
             forgetting: None,
+            followed: BTreeMap::new(),
         }
     }
 
@@ -317,6 +322,8 @@ impl Runner {
             return Ok(());
         }
         fail::hit(fail::OBSERVE)?;
+        // Whatever happened meanwhile: groups are computed from all of their rows before they follow anything again.
+        self.followed.clear();
         let (facts, log) = self.gather().await?;
         let decision = recover::recover(&facts);
         let next = match &decision {

@@ -375,7 +375,7 @@ fn by_batch(schema: &SchemaRef, rows: Vec<RecordBatch>) -> Result<BTreeMap<Batch
 }
 
 /// Distinct rows.
-fn distinct(schema: &SchemaRef, rows: Vec<RecordBatch>) -> Result<RecordBatch> {
+pub(super) fn distinct(schema: &SchemaRef, rows: Vec<RecordBatch>) -> Result<RecordBatch> {
     let whole = concat_batches(schema, &rows).context(ErrorKind::Failed, "joining keys")?;
     let fields = schema.fields().iter().map(|field| SortField::new(field.data_type().clone())).collect();
     let converter = RowConverter::new(fields).context(ErrorKind::Failed, "keys cannot be compared")?;

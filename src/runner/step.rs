@@ -9,6 +9,7 @@ use tracing::{debug, info_span};
 use super::bronze::{BRONZE, Delivered};
 use super::event::{Event, Finished};
 use super::keeping::with_state;
+use super::refresh::Upstream;
 use super::shaping::{Rows, Shaping, dead_letters_come_first, deferred};
 use super::{KEEP_BATCHES, PRUNE_EVERY, Position, Runner, Stepped, app_id, meaning, recipe};
 use crate::checkpoint::Claim;
@@ -27,9 +28,6 @@ use crate::transform::{BatchContext, Inputs};
 /// Wall time per phase of a batch, in milliseconds.
 #[derive(Default)]
 pub(super) struct Phases(BTreeMap<String, u64>);
-
-/// How often the groups of a table are computed for one batch: a backfill beside the run commits to it, too.
-const RECOMPUTATIONS: usize = 30;
 
 impl Phases {
     fn add(&mut self, phase: &str, since: Instant) {
@@ -304,11 +302,14 @@ impl Runner {
             let table = self.parts.spec.tables[index].clone();
             // Nothing follows a refresh table but what reads it whole: once it carries the batch, no rows are wanted of it.
             if matches!(table.write, WriteSpec::Refresh { .. }) && self.carries(&table.name, plan) {
+                self.followed.remove(&table.name);
                 let receipt = self.apply(&table.name, Change::Rows(Vec::new()), plan).await?;
                 receipts.insert(table.name.clone(), receipt);
                 continue;
             }
             if let (WriteSpec::Refresh { by }, From::Table(upstream)) = (&table.write, &table.from) {
+                let carrier = receipts.get(upstream).filter(|receipt| !receipt.already_applied);
+                let upstream = Upstream { name: upstream, carrier: carrier.map(|receipt| receipt.delta_version) };
                 let receipt = self.refresh(&table, by, upstream, plan, shaping, lookups).await?;
                 receipts.insert(table.name.clone(), receipt);
                 let later = &self.parts.spec.tables[index + 1..];
@@ -342,48 +343,6 @@ impl Runner {
             self.apply_dead_letters(plan, shaping, &mut receipts).await?;
         }
         Ok(receipts)
-    }
-
-    /// Recomputes the groups that the batch touched. A backfill may work on the same tables: the table is pinned before its
-    /// upstream is read, so that the last commit of a group always is the one that has read the newest rows; and where
-    /// somebody else was first, everything is read and computed again.
-    async fn refresh(
-        &mut self,
-        table: &TableSpec,
-        by: &[String],
-        upstream: &str,
-        plan: &BatchPlan,
-        shaping: &mut Shaping,
-        lookups: &HashMap<String, Rows>,
-    ) -> Result<Receipt> {
-        let known = self.position.as_ref().and_then(|position| position.applied.get(&table.name));
-        let is_new = known.is_none_or(|fact| fact.applied.is_none());
-        let (txn, source) = (self.txn(&table.name, plan)?, self.txn(upstream, plan)?);
-        for attempt in 0..RECOMPUTATIONS {
-            let pin = self.table(&table.name)?.pin(&txn.app_id).await?;
-            let upstream = self.table(upstream)?;
-            // A table that joins later starts whole, not with the groups that happen to be touched next.
-            let groups = match is_new || plan.rebuild.contains(&table.name) {
-                true => upstream.groups(by).await?,
-                false => upstream.touched(by, &source).await?,
-            };
-            self.shape_deferred(table, Some(&groups), shaping, lookups).await?;
-            let change = Change::Groups { groups, rows: shaping.rows_of(&table.name) };
-            fail::hit(fail::APPLY)?;
-            let applied = self.table(&table.name)?.apply_at(change, &txn, &pin).await;
-            if let Some(receipt) = applied.map_err(|error| error.with("table", &table.name))? {
-                fail::hit(fail::APPLIED)?;
-                self.tell_foreign(&table.name, &receipt.foreign);
-                debug!(table = table.name, version = receipt.delta_version, "table committed");
-                return Ok(receipt);
-            }
-            debug!(table = table.name, attempt, "somebody else was first; the groups are computed again");
-            shaping.forget(&table.name);
-        }
-        let text = format!("table {} is changed by others faster than its groups can be computed", table.name);
-        Err(Error::new(ErrorKind::Busy, text)
-            .with("tries", RECOMPUTATIONS)
-            .help("tables upstream of it carry this batch; run again when the other writer is done, to finish it"))
     }
 
     /// Rows that a table would refuse are better found while no table carries the batch: the file can still be changed.
@@ -422,7 +381,7 @@ impl Runner {
     }
 
     /// Reads what a deferred table needs and shapes it.
-    async fn shape_deferred(
+    pub(super) async fn shape_deferred(
         &mut self,
         table: &TableSpec,
         groups: Option<&arrow::record_batch::RecordBatch>,

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field as ArrowField, Schema, SchemaRef};
+use sqlparser::ast::Query;
 
 use super::analysis::keeps_columns;
 use super::decode::{Decoder, row_schema};
@@ -12,6 +13,7 @@ use super::expect::{DELETE_FLAG, check_column};
 use super::keeps::{self, CompiledKeeps};
 use super::problems::{Field, Finding, Place, SqlProblem, locate, suggest};
 use super::rewrite::{self, BATCH, Input, InputKind, Moment, Prepared, Scope, prepare_expression, prepare_query};
+use super::tally::{self, Tally, Upstream};
 use super::types::stored_schema;
 use super::{Reads, dead_letter};
 use crate::config::spec::{
@@ -51,6 +53,18 @@ pub(super) struct CompiledTable {
     pub(super) deferred: bool,
     /// What stands between the rows of the batch and the query.
     pub(super) keeps: Option<CompiledKeeps>,
+    /// Of a refresh table: how what changed upstream changes it, or why its groups are computed from all of their rows.
+    pub(super) upkeep: Option<Result<Tally, String>>,
+}
+
+impl CompiledPipeline {
+    /// How a refresh table follows its upstream, for people; `None` = it is none.
+    pub fn upkeep(&self, table: &str) -> Option<String> {
+        Some(match self.tables.get(table)?.upkeep.as_ref()? {
+            Ok(_) => "maintained from changes".to_string(),
+            Err(why) => format!("recomputed per group, because {why}"),
+        })
+    }
 }
 
 impl CompiledTable {
@@ -177,6 +191,8 @@ struct Computed {
     lineage: bool,
     /// Columns of `batch` that come out as they went in.
     passed: BTreeSet<String>,
+    /// As in [`CompiledTable`].
+    upkeep: Option<Result<Tally, String>>,
 }
 
 impl TableCompiler<'_> {
@@ -266,6 +282,7 @@ impl TableCompiler<'_> {
             restore_order: computed.restore_order,
             lineage: computed.lineage && self.upstream.is_none_or(|upstream| upstream.lineage),
             keeps: None,
+            upkeep: computed.upkeep,
         })
     }
 
@@ -368,6 +385,7 @@ impl TableCompiler<'_> {
                     restore_order: false,
                     lineage: true,
                     passed,
+                    upkeep: None,
                 });
             }
         };
@@ -434,6 +452,7 @@ impl TableCompiler<'_> {
         };
         let passed = prepared.plain.as_ref().map(passes).unwrap_or_default();
         Ok(Computed {
+            upkeep: self.upkeep(&prepared.original, &schema),
             query: Some(prepared.query.to_string()),
             inputs: prepared.inputs,
             schema,
@@ -442,6 +461,19 @@ impl TableCompiler<'_> {
             lineage,
             passed,
         })
+    }
+
+    /// Of a refresh table.
+    fn upkeep(&self, query: &Query, columns: &Schema) -> Option<Result<Tally, String>> {
+        let (WriteSpec::Refresh { by }, From::Table(name)) = (&self.table.write, &self.table.from) else { return None };
+        if !self.table.incremental {
+            return Some(Err("it says `incremental: false`".into()));
+        }
+        // What a rule counts or leaves out, it counts and leaves out among all rows of a group.
+        if let Some(rule) = self.table.expect.first() {
+            return Some(Err(format!("it has the rule `{}`", rule.name)));
+        }
+        Some(tally::tally(query, &Upstream { name, schema: self.batch }, by, columns))
     }
 
     fn infer(&self, prepared: &Prepared, inputs: &[(String, SchemaRef)]) -> Result<Schema, Vec<SqlProblem>> {

@@ -13,6 +13,7 @@ pub mod decode;
 pub mod definitions;
 pub mod engine;
 pub mod expect;
+pub mod fold;
 pub mod forget;
 mod keeps;
 pub mod letter;
@@ -23,6 +24,7 @@ pub mod rewrite;
 pub mod row_json;
 mod run;
 pub mod stateful;
+pub mod tally;
 pub mod types;
 pub mod window;
 
@@ -36,6 +38,7 @@ use chrono::{DateTime, Utc};
 use crate::error::Result;
 use crate::model::batch::{BatchId, BatchPlan};
 use crate::model::interval::Interval;
+use tally::Tally;
 
 /// What a transform may know besides its rows: the plan's facts, never the wall clock.
 #[derive(Debug, Clone)]
@@ -185,6 +188,10 @@ pub trait Transform: Send + Sync {
 
     /// What `table` needs as input.
     fn reads(&self, table: &str) -> &Reads;
+
+    /// What the columns of the refresh table `table` are, where it can be kept by what changed upstream; `None` = its groups
+    /// are computed from all of their rows.
+    fn tally(&self, table: &str) -> Option<&Tally>;
 
     /// Computes one table's rows.
     fn shape(&self, table: &str, inputs: &Inputs, context: &BatchContext) -> Result<Shaped>;

@@ -13,6 +13,7 @@ use super::expect::{self, DELETE_FLAG, Rules, in_source_order};
 use super::keeps::CompiledKeeps;
 use super::rewrite::{InputKind, Moment, at_moment};
 use super::stateful::Stateful;
+use super::tally::Tally;
 use super::{BatchContext, Coordinates, Decoded, Inputs, Reads, Shaped, Transform};
 use crate::arrow_bridge::conform;
 use crate::config::spec::WriteSpec;
@@ -55,6 +56,10 @@ impl Transform for CompiledPipeline {
 
     fn reads(&self, table: &str) -> &Reads {
         self.tables.get(table).map_or(&self.nothing, |table| &table.reads)
+    }
+
+    fn tally(&self, table: &str) -> Option<&Tally> {
+        self.tables.get(table)?.upkeep.as_ref()?.as_ref().ok()
     }
 
     fn shape(&self, table: &str, inputs: &Inputs, context: &BatchContext) -> Result<Shaped> {

@@ -64,7 +64,7 @@ pub struct Size {
 }
 
 /// A transform that remembers. See the module for the contract. Synchronous and CPU-bound.
-pub trait Stateful: Send {
+pub trait Stateful: Send + Sync {
     /// Works one batch into the state. `arrivals` has one element per input; its rows are in source order.
     fn step(&mut self, arrivals: &[Vec<RecordBatch>], time: &EventTime) -> Result<Step>;
 

@@ -71,6 +71,7 @@ fn table(name: &str, from: &str, sql: Option<&str>, write: WriteSpec) -> TableSp
         write,
         keeps: None,
         partition_by: Vec::new(),
+        incremental: true,
     }
 }
 

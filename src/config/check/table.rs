@@ -143,7 +143,12 @@ impl Checker<'_> {
             RawEngine::DataFusion => Engine::DataFusion,
         };
         let sql = raw.sql.clone();
-        let spec = TableSpec { name: name.into(), from, sql, engine, expect, write, partition_by, keeps };
+        let incremental = match &raw.write {
+            Some(RawWrite::Refresh(refresh)) => refresh.incremental.unwrap_or(true),
+            _ => true,
+        };
+        let name = name.to_string();
+        let spec = TableSpec { name, from, sql, engine, expect, write, partition_by, incremental, keeps };
         upstream.extend(spec.inputs().into_iter().filter_map(|from| match from {
             From::Table(table) => Some(table.clone()),
             From::Source(_) => None,

@@ -20,7 +20,7 @@ pub(super) type Slot = u32;
 pub(super) const NOWHERE: Slot = Slot::MAX;
 
 /// The states of one function.
-pub(super) trait Kept: Send {
+pub(super) trait Kept: Send + Sync {
     /// Makes room: slots below `slots` exist, new ones are empty.
     fn grow(&mut self, slots: usize);
 

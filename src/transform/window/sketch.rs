@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::model::window::Micros;
 
 /// What is kept for one window.
-pub(super) trait Sketch: Default + Send {
+pub(super) trait Sketch: Default + Send + Sync {
     /// Ends the name of the column it is saved in.
     const SAVED: &'static str;
 
