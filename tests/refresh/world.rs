@@ -12,6 +12,7 @@ use arrow::util::display::{ArrayFormatter, FormatOptions};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tidegate::checkpoint::log::ObjectLog;
+use tidegate::checkpoint::states::States;
 use tidegate::checkpoint::{CheckpointLog, Identity};
 use tidegate::config::{self, LoadOptions, spec::PipelineSpec};
 use tidegate::error::{Error, Result};
@@ -173,6 +174,7 @@ impl World {
             log: Box::new(ObjectLog::new(self.log.clone())),
             clock: Arc::new(Standing),
             observer: Box::new(|_: &Event| {}),
+            states: States::new(&self.lake).expect("a folder"),
         })
     }
 
