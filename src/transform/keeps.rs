@@ -14,6 +14,7 @@ use arrow::array::{ArrayRef, RecordBatch, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Field as ArrowField, Schema, SchemaRef};
 
 use super::compile::{COORDINATES, CompiledTable, TableCompiler};
+use super::dedupe::{Dedupe, Deduplication};
 use super::problems::{Field, Finding, Place, SqlProblem, suggest};
 use super::rewrite::{BATCH, Moment, quoted};
 use super::stateful::{Stateful, event_times, is_event_time};
@@ -23,7 +24,7 @@ use super::window::measures::{self, Measures};
 use super::window::{Aggregation, Windows};
 use super::{Inputs, run};
 use crate::config::spec::{AggregateSpec, DedupeSpec, From, JoinSpec, KeepsSpec, OperatorSpec, TableSpec, WriteSpec};
-use crate::error::{Context, ErrorKind, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 
 /// The event time of rows that arrive at windows.
 const EVENT_TIME: &str = "_event_time";
@@ -42,6 +43,7 @@ pub(super) struct CompiledKeeps {
 /// What the operator is made from.
 enum Blueprint {
     Windows(Aggregation),
+    Dedupe(Deduplication),
 }
 
 /// A table as its own query sees it: `batch` is what the operator gives.
@@ -287,13 +289,35 @@ fn aggregation(
 
 fn dedupe_rows(
     compiler: &TableCompiler<'_>,
-    _keeps: &KeepsSpec,
+    keeps: &KeepsSpec,
     dedupe: &DedupeSpec,
     batches: &[SchemaRef],
 ) -> std::result::Result<Prepared, Vec<SqlProblem>> {
+    const KEY: &[&str] = &["dedupe", "key"];
     let table = compiler.table;
-    let batch = batches.first().cloned().unwrap_or_else(|| compiler.batch.clone());
-    Err(missing(&table.name, &batch, &dedupe.key, &["dedupe", "key"]))
+    let rows = batches.first().cloned().unwrap_or_else(|| compiler.batch.clone());
+    let problems = missing(&table.name, &rows, &dedupe.key, KEY);
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let column = keeps.watermark.columns.first().cloned().unwrap_or_default();
+    let what = Deduplication {
+        key: dedupe.key.iter().filter_map(|name| rows.field_with_name(name).ok().cloned()).collect(),
+        event_time: column.clone(),
+        within: dedupe.within,
+        late: keeps.watermark.late,
+        rows: rows.clone(),
+    };
+    Dedupe::new(what.clone(), chrono_tz::UTC).map_err(|error| unfit(table, &error, KEY))?;
+    let blueprint = Blueprint::Dedupe(what);
+    let keeps = CompiledKeeps { arrivals: vec![Vec::new()], columns: vec![column], blueprint, output: rows };
+    Ok(Prepared { keeps, table: table.clone() })
+}
+
+/// An operator that cannot be made, as a problem of the key that says what it is made from.
+fn unfit(table: &TableSpec, error: &Error, path: &'static [&'static str]) -> Vec<SqlProblem> {
+    let finding = Finding { place: Place::START, message: error.to_string(), help: None };
+    vec![finding.in_field(&table.name, Field::Inside(path))]
 }
 
 fn pairs(
@@ -308,9 +332,10 @@ fn pairs(
 
 impl CompiledKeeps {
     /// The operator, remembering nothing.
-    pub(super) fn operator(&self) -> Result<Box<dyn Stateful>> {
+    pub(super) fn operator(&self, timezone: chrono_tz::Tz) -> Result<Box<dyn Stateful>> {
         Ok(match &self.blueprint {
             Blueprint::Windows(aggregation) => Box::new(Windows::new(aggregation.clone())?),
+            Blueprint::Dedupe(what) => Box::new(Dedupe::new(what.clone(), timezone)?),
         })
     }
 
@@ -331,7 +356,7 @@ impl CompiledKeeps {
             Blueprint::Windows(_) if !self.columns.iter().all(String::is_empty) => {
                 rows.iter().map(|rows| with_instants(rows, timezone)).collect()
             }
-            Blueprint::Windows(_) => Ok(rows),
+            Blueprint::Windows(_) | Blueprint::Dedupe(_) => Ok(rows),
         }
     }
 }

@@ -6,10 +6,12 @@
 //! Every input row comes out as a row, as a dead letter, or in a count of a rule the user wrote; none vanishes.
 
 mod analysis;
+mod arriving;
 pub mod compile;
 pub mod datafusion_engine;
 pub mod dead_letter;
 pub mod decode;
+pub mod dedupe;
 pub mod definitions;
 pub mod engine;
 pub mod expect;

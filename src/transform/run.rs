@@ -10,7 +10,6 @@ use super::compile::{CompiledPipeline, CompiledTable};
 use super::decode::added;
 use super::engine::{self, Job, NamedRows};
 use super::expect::{self, DELETE_FLAG, Rules, in_source_order};
-use super::keeps::CompiledKeeps;
 use super::rewrite::{InputKind, Moment, at_moment};
 use super::stateful::Stateful;
 use super::tally::Tally;
@@ -40,7 +39,7 @@ impl Transform for CompiledPipeline {
 
     fn remembers(&self, table: &str) -> Result<Option<Box<dyn Stateful>>> {
         let keeps = self.tables.get(table).and_then(|table| table.keeps.as_ref());
-        keeps.map(CompiledKeeps::operator).transpose()
+        keeps.map(|keeps| keeps.operator(self.spec.timezone)).transpose()
     }
 
     fn arrivals(&self, table: &str, input: usize, inputs: &Inputs, context: &BatchContext) -> Result<Vec<RecordBatch>> {

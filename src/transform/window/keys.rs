@@ -14,16 +14,16 @@ use crate::model::window::Micros;
 const START: usize = size_of::<Micros>();
 
 /// Encodes and decodes the columns of `by`. The bytes live in memory only; saved keys are columns.
-pub(super) struct Keys {
+pub(in crate::transform) struct Keys {
     /// `None` without columns: there is one key.
     converter: Option<RowConverter>,
 }
 
 /// The keys of some rows.
-pub(super) struct Encoded(Option<Rows>);
+pub(in crate::transform) struct Encoded(Option<Rows>);
 
 impl Encoded {
-    pub(super) fn of(&self, row: usize) -> &[u8] {
+    pub(in crate::transform) fn of(&self, row: usize) -> &[u8] {
         match &self.0 {
             Some(rows) => rows.row(row).data(),
             None => &[],
@@ -32,7 +32,7 @@ impl Encoded {
 }
 
 impl Keys {
-    pub(super) fn new(by: &[Field]) -> Result<Keys> {
+    pub(in crate::transform) fn new(by: &[Field]) -> Result<Keys> {
         let fields: Vec<SortField> = by.iter().map(|field| SortField::new(field.data_type().clone())).collect();
         let converter = match fields.is_empty() {
             true => None,
@@ -41,13 +41,13 @@ impl Keys {
         Ok(Keys { converter })
     }
 
-    pub(super) fn encode(&self, columns: &[ArrayRef]) -> Result<Encoded> {
+    pub(in crate::transform) fn encode(&self, columns: &[ArrayRef]) -> Result<Encoded> {
         let Some(converter) = &self.converter else { return Ok(Encoded(None)) };
         let columns: Vec<ArrayRef> = columns.iter().map(one_zero).collect();
         Ok(Encoded(Some(converter.convert_columns(&columns).map_err(broken)?)))
     }
 
-    pub(super) fn decode<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) -> Result<Vec<ArrayRef>> {
+    pub(in crate::transform) fn decode<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) -> Result<Vec<ArrayRef>> {
         let Some(converter) = &self.converter else { return Ok(Vec::new()) };
         let parser = converter.parser();
         let keys: Vec<&[u8]> = keys.collect();
@@ -56,7 +56,7 @@ impl Keys {
 }
 
 fn broken(error: arrow::error::ArrowError) -> Error {
-    misfit("the key of a window cannot be read").caused_by(error)
+    misfit("a key cannot be read").caused_by(error)
 }
 
 /// A zero has no sign, and there is one not-a-number.
@@ -75,7 +75,7 @@ fn one_zero(column: &ArrayRef) -> ArrayRef {
 }
 
 /// A key and the start of a window, in bytes that sort by key and then by start.
-pub(super) fn at(key: &[u8], start: Micros) -> Vec<u8> {
+pub(in crate::transform) fn at(key: &[u8], start: Micros) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(key.len() + START);
     bytes.extend_from_slice(key);
     bytes.extend_from_slice(&(start ^ Micros::MIN).to_be_bytes());
@@ -83,18 +83,22 @@ pub(super) fn at(key: &[u8], start: Micros) -> Vec<u8> {
 }
 
 /// The key of what [`at`] gave.
-pub(super) fn key(at: &[u8]) -> &[u8] {
+pub(in crate::transform) fn key(at: &[u8]) -> &[u8] {
     &at[..at.len().saturating_sub(START)]
 }
 
 /// The start of what [`at`] gave.
-pub(super) fn start(at: &[u8]) -> Micros {
+pub(in crate::transform) fn start(at: &[u8]) -> Micros {
     at.last_chunk::<START>().map_or(0, |bytes| Micros::from_be_bytes(*bytes) ^ Micros::MIN)
 }
 
 /// Rows of columns that may be none.
-pub(super) fn batch(schema: &arrow::datatypes::SchemaRef, columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
+pub(in crate::transform) fn batch(
+    schema: &arrow::datatypes::SchemaRef,
+    columns: Vec<ArrayRef>,
+    rows: usize,
+) -> Result<RecordBatch> {
     let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(rows));
     RecordBatch::try_new_with_options(schema.clone(), columns, &options)
-        .map_err(|error| misfit("rows of windows do not fit their columns").caused_by(error))
+        .map_err(|error| misfit("rows that are remembered do not fit their columns").caused_by(error))
 }

@@ -24,7 +24,7 @@ pub mod function;
 mod hll;
 mod judge;
 mod kept;
-mod keys;
+pub(super) mod keys;
 pub mod measures;
 mod panes;
 mod picked;
