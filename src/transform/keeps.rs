@@ -15,6 +15,8 @@ use arrow::datatypes::{DataType, Field as ArrowField, Schema, SchemaRef};
 
 use super::compile::{COORDINATES, CompiledTable, TableCompiler};
 use super::dedupe::{Dedupe, Deduplication};
+use super::join::columns::Misfit;
+use super::join::{Columns, Join, Joining};
 use super::problems::{Field, Finding, Place, SqlProblem, suggest};
 use super::rewrite::{BATCH, Moment, quoted};
 use super::stateful::{Stateful, event_times, is_event_time};
@@ -44,6 +46,7 @@ pub(super) struct CompiledKeeps {
 enum Blueprint {
     Windows(Aggregation),
     Dedupe(Deduplication),
+    Join(Joining),
 }
 
 /// A table as its own query sees it: `batch` is what the operator gives.
@@ -322,12 +325,48 @@ fn unfit(table: &TableSpec, error: &Error, path: &'static [&'static str]) -> Vec
 
 fn pairs(
     compiler: &TableCompiler<'_>,
-    _keeps: &KeepsSpec,
+    keeps: &KeepsSpec,
     join: &JoinSpec,
     batches: &[SchemaRef],
 ) -> std::result::Result<Prepared, Vec<SqlProblem>> {
+    const ON: &[&str] = &["join", "on"];
     let table = compiler.table;
-    Err(batches.iter().flat_map(|batch| missing(&table.name, batch, &join.on, &["join", "on"])).collect())
+    let [left, right] = batches else { return Err(unfit(table, &Error::failed("a join has two sides"), ON)) };
+    let mut problems = missing(&table.name, left, &join.on, ON);
+    for problem in missing(&table.name, right, &join.on, ON) {
+        if !problems.iter().any(|known| known.message == problem.message) {
+            problems.push(problem);
+        }
+    }
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let (From::Source(name) | From::Table(name)) = &join.right;
+    let prefix = name.rsplit('.').next().unwrap_or(name);
+    let columns = Columns::of(left, right, &join.on, prefix).map_err(|misfits| {
+        let problem = |misfit: Misfit| {
+            let path: &'static [&'static str] = match misfit.key {
+                "on" => ON,
+                "left" => &["join", "left"],
+                _ => &["join", "right"],
+            };
+            let finding = Finding { place: Place::START, message: misfit.message, help: None };
+            finding.help(&misfit.help).in_field(&table.name, Field::Inside(path))
+        };
+        misfits.into_iter().map(problem).collect::<Vec<_>>()
+    })?;
+    let columns_of_time = &keeps.watermark.columns;
+    let event_times = [0, 1].map(|side| columns_of_time.get(side).cloned().unwrap_or_default());
+    let late = keeps.watermark.late;
+    let what = Joining { columns, event_times, within: join.within, outer: join.outer, late };
+    let output = Join::new(what.clone(), chrono_tz::UTC).map_err(|error| unfit(table, &error, &["join"]))?.output();
+    let keeps = CompiledKeeps {
+        arrivals: vec![Vec::new(), Vec::new()],
+        columns: columns_of_time.clone(),
+        blueprint: Blueprint::Join(what),
+        output,
+    };
+    Ok(Prepared { keeps, table: table.clone() })
 }
 
 impl CompiledKeeps {
@@ -336,6 +375,7 @@ impl CompiledKeeps {
         Ok(match &self.blueprint {
             Blueprint::Windows(aggregation) => Box::new(Windows::new(aggregation.clone())?),
             Blueprint::Dedupe(what) => Box::new(Dedupe::new(what.clone(), timezone)?),
+            Blueprint::Join(what) => Box::new(Join::new(what.clone(), timezone)?),
         })
     }
 
@@ -356,7 +396,7 @@ impl CompiledKeeps {
             Blueprint::Windows(_) if !self.columns.iter().all(String::is_empty) => {
                 rows.iter().map(|rows| with_instants(rows, timezone)).collect()
             }
-            Blueprint::Windows(_) | Blueprint::Dedupe(_) => Ok(rows),
+            Blueprint::Windows(_) | Blueprint::Dedupe(_) | Blueprint::Join(_) => Ok(rows),
         }
     }
 }

@@ -17,6 +17,7 @@ pub mod engine;
 pub mod expect;
 pub mod fold;
 pub mod forget;
+pub mod join;
 mod keeps;
 pub mod letter;
 pub mod polars_engine;

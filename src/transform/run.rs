@@ -142,7 +142,9 @@ impl CompiledTable {
         let is_stored = |name: &str, data_type: DataType| {
             self.stored.field_with_name(name).is_ok_and(|field| *field.data_type() == data_type)
         };
+        // Rows that waited came in another batch than the one that wrote them.
         self.spec.write == WriteSpec::Append
+            && self.lineage
             && (self.spec.sql.is_none() || self.restore_order)
             && is_stored(added::BATCH_ID, DataType::Int64)
             && is_stored(column::TOPIC, DataType::Utf8)
