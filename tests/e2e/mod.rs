@@ -8,6 +8,7 @@ pub(crate) mod examples;
 mod foreign;
 mod forget;
 mod init;
+mod joins;
 pub(crate) mod kafka;
 mod kafka_edges;
 mod kafka_losses;

@@ -205,12 +205,11 @@ impl Side {
         alone.into_iter().map(|(_, at)| at).collect()
     }
 
-    /// Lets go of buckets in which nothing waits. Whether there were any.
+    /// Lets go of buckets whose time is up as a whole: no row comes to them any more. Whether there were any.
     pub(super) fn let_go(&mut self) -> bool {
         let Some(passed) = self.passed else { return false };
-        let last = passed.saturating_sub(self.within).div_euclid(self.width);
-        let over: Vec<Micros> =
-            self.buckets.range(..=last).filter(|(_, bucket)| bucket.waiting == 0).map(|(number, _)| *number).collect();
+        let live = passed.saturating_sub(self.within).saturating_add(1).div_euclid(self.width);
+        let over: Vec<Micros> = self.buckets.range(..live).map(|(number, _)| *number).collect();
         for number in &over {
             let Some(bucket) = self.buckets.remove(number) else { continue };
             // Once per key: many rows may have it.

@@ -134,10 +134,10 @@ fn a_left_row_without_a_match_comes_out_with_the_watermark_that_makes_it_final_a
     // The right row that comes in the batch that ends the wait is still in time for it.
     let found = step(&mut join, &[], &[a(15, 3)], &at(Some(14), Some(16)));
     assert_eq!(pairs(&found), [(1, Some(3)), (2, Some(3))]);
-    step(&mut join, &[a(20, 4), a(21, 5)], &[], &at(Some(16), Some(29)));
-    let found = step(&mut join, &[], &[], &at(Some(29), Some(30)));
+    step(&mut join, &[a(30, 4), a(31, 5)], &[], &at(Some(16), Some(39)));
+    let found = step(&mut join, &[], &[], &at(Some(39), Some(40)));
     assert_eq!(pairs(&found), [(4, None)]);
-    assert_eq!(pairs(&step(&mut join, &[], &[], &at(Some(30), Some(31)))), [(5, None)]);
+    assert_eq!(pairs(&step(&mut join, &[], &[], &at(Some(40), Some(41)))), [(5, None)]);
     assert_eq!((join.due(), join.size().rows), (None, 0));
 }
 
