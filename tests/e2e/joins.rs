@@ -202,3 +202,22 @@ fn repetitions_are_left_out_and_streams_joined_exactly_through_crashes() {
     println!("{cases} histories, {killed} kills");
     assert!(kills == 0 || killed > 0);
 }
+
+#[test]
+fn columns_that_cannot_be_told_apart_or_matched_by_are_refused_where_they_are_named() {
+    let sandbox = Sandbox::in_memory("joins-bad");
+    sandbox.write(FILE, include_str!("joins_bad.yaml"));
+    let run = sandbox.tidegate(&["validate", FILE]).run().code(&[78]);
+    let report = run.report();
+    for (message, place) in [
+        ("the rows have no column `lane`", "dedupe: {key: [order_id, lane]"),
+        ("the rows have no column `lane`", "on: [order_id, lane]"),
+        ("`line` is Int32 on the left and Int64 on the right", "on: [order_id, line]"),
+        ("`weight` is Float64: numbers that are rounded do not match", "on: [weight]"),
+        ("both sides have a column `note`, and `payments_note` is taken", "right: payments"),
+    ] {
+        let found = report.split("error[").any(|problem| problem.contains(message) && problem.contains(place));
+        assert!(found, "{message} at {place}\n{report}");
+    }
+    run.says("5 problems found; nothing was run");
+}

@@ -51,11 +51,9 @@ impl Columns {
                 Ok(_) => format!("{prefix}_{}", field.name()),
                 Err(_) => field.name().clone(),
             };
-            let own = OWN.iter().chain([&super::GONE, &super::FORMAT_COLUMN]).any(|own| *own == name);
-            let is_taken = own
-                || pairs.iter().any(|pair| *pair.name() == name)
-                || theirs.iter().any(|other| other.name() != field.name() && *other.name() == name);
-            if is_taken {
+            let is_renamed = name != *field.name();
+            let has = |fields: &[Field]| fields.iter().any(|field| *field.name() == name);
+            if is_renamed && (has(&pairs) || has(&theirs)) {
                 misfits.push(Misfit {
                     key: "right",
                     message: format!("both sides have a column `{}`, and `{name}` is taken", field.name()),
@@ -64,10 +62,10 @@ impl Columns {
             }
             pairs.push(nullable(field, &name));
         }
-        let own = |field: &&Field| OWN.contains(&field.name().as_str()) || field.name() == super::GONE;
-        if let Some(field) = matched.iter().chain(&ours).find(own) {
+        let is_own = |name: &str| OWN.contains(&name) || [super::GONE, super::FORMAT_COLUMN].contains(&name);
+        if let Some((at, field)) = pairs.iter().enumerate().find(|(_, field)| is_own(field.name())) {
             misfits.push(Misfit {
-                key: "left",
+                key: if at < matched.len() + ours.len() { "left" } else { "right" },
                 message: format!("what is remembered has a column `{}` of its own", field.name()),
                 help: "give the column another name in the table before".into(),
             });

@@ -204,8 +204,10 @@ fn sides_that_do_not_fit_are_refused() {
     assert_eq!(
         refused(&[("k", int.clone()), ("v", int.clone())], &[("k", int.clone()), ("v", int.clone()), ("r_v", int)])
             .len(),
-        2
+        1
     );
+    let found = refused(&[("k", DataType::Int64)], &[("k", DataType::Int64), ("_gone", DataType::Int64)]);
+    assert_eq!(found, [("right", "what is remembered has a column `_gone` of its own".to_string())]);
 }
 
 fn environment(name: &str, otherwise: u64) -> u64 {
