@@ -225,9 +225,7 @@ impl Join {
     }
 
     fn let_go(&mut self) {
-        self.sides.iter_mut().for_each(|side| {
-            side.let_go();
-        });
+        self.sides.iter_mut().for_each(Side::let_go);
     }
 
     /// Waiting rows of one side, as they are saved.

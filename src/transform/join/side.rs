@@ -205,9 +205,9 @@ impl Side {
         alone.into_iter().map(|(_, at)| at).collect()
     }
 
-    /// Lets go of buckets whose time is up as a whole: no row comes to them any more. Whether there were any.
-    pub(super) fn let_go(&mut self) -> bool {
-        let Some(passed) = self.passed else { return false };
+    /// Lets go of buckets whose time is up as a whole: no row comes to them any more.
+    pub(super) fn let_go(&mut self) {
+        let Some(passed) = self.passed else { return };
         let live = passed.saturating_sub(self.within).saturating_add(1).div_euclid(self.width);
         let over: Vec<Micros> = self.buckets.range(..live).map(|(number, _)| *number).collect();
         for number in &over {
@@ -224,7 +224,6 @@ impl Side {
         if self.index.capacity() > 4 * self.index.len() + 1_000 {
             self.index.shrink_to(2 * self.index.len());
         }
-        !over.is_empty()
     }
 
     fn waits(&self, at: &At) -> bool {
