@@ -15,3 +15,4 @@ mod maintain;
 mod repair;
 mod serve;
 mod soak;
+mod windows;

@@ -190,6 +190,7 @@ impl History {
         let by_hand = disturbed && self.random.random_bool(0.3);
         let orders = if disturbed && !by_hand { self.orders() } else { String::new() };
         let command = self.world.sandbox.tidegate(arguments).env("TIDEGATE_FAIL", &orders);
+        let started = Instant::now();
         let running = command.start();
         let pid = u64::from(running.pid());
         let patience = match by_hand {
@@ -197,6 +198,7 @@ impl History {
             false => Duration::from_secs(300),
         };
         let outcome = running.end(patience);
+        seen("ms of runs", started.elapsed().as_millis() as usize);
         let code = outcome.status.code();
         seen("killed", usize::from(code.is_none()));
         seen("failed", usize::from(code.is_some_and(|code| code != 0)));
@@ -316,6 +318,7 @@ impl History {
     }
 
     fn check(&self, outcome: &Outcome) {
+        let started = Instant::now();
         let checked = catch_unwind(AssertUnwindSafe(|| {
             let letters = self.world.letters();
             for (name, table) in &self.tables {
@@ -331,6 +334,7 @@ impl History {
             }
             self.check_counts();
         }));
+        seen("ms of checks", started.elapsed().as_millis() as usize);
         if let Err(why) = checked {
             let rules: String = self.rules.iter().map(|rules| format!("  {rules:?}\n")).collect();
             let plans: String = self.plans.values().map(|plan| format!("  {plan:?}\n")).collect();
