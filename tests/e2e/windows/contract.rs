@@ -173,9 +173,10 @@ fn a_new_aggregate_in_a_pipeline_that_has_run_starts_whole() {
 #[test]
 fn another_key_window_or_measure_is_refused_naming_rebuild_and_a_rebuild_makes_it_so() {
     let rules = Rules::plain("gold.hours");
-    let changes: [(&str, &dyn Fn(String) -> String, &str); 3] = [
+    let changes: [(&str, &dyn Fn(String) -> String, &str); 4] = [
         ("by", &|text| text.replace("by: [k]", "by: [s]"), "∅"),
         ("window", &|text| text.replace("tumbling: 1h", "tumbling: 30m"), "a"),
+        ("no window", &|text| text.replace("      window: {tumbling: 1h}\n", ""), "a"),
         ("measure", &|text| text.replace("n: count(*)", "n: count(*) + 100"), "a"),
     ];
     for (what, change, key) in changes {
@@ -198,6 +199,7 @@ fn another_key_window_or_measure_is_refused_naming_rebuild_and_a_rebuild_makes_i
         let after = world.table("gold.hours", &format!("SELECT {column}, n FROM t"));
         let expected: &[i64] = match what {
             "window" => &[1, 1, 2],
+            "no window" => &[4],
             "measure" => &[102, 102],
             _ => &[2, 2],
         };
@@ -269,23 +271,31 @@ fn late_rows_are_worked_in_for_as_long_as_was_said() {
 #[cfg(feature = "failpoints")]
 #[test]
 fn killed_around_the_commit_of_the_table_its_rows_and_its_memory_agree() {
-    for point in ["shape@2=kill", "apply@4=kill", "prepared@4=kill", "applied@4=kill", "commit@2=kill", "committed@2=kill"] {
+    // Two tables remember: the first and the second file of the batch.
+    let points = [
+        "state.put@1=torn",
+        "state.put.done@1=kill",
+        "state.put.done@2=kill",
+        "applied@4=kill",
+        "commit@1=kill",
+        "committed@1=kill",
+    ];
+    for orders in points {
         let mut world = World::new("between", &[finals("gold.hours"), Rules::plain("gold.live")], 100);
         put(&mut world, "a.ndjson", &[(8, 10), (9, 40)]);
         world.run(ARRIVED).success();
         put(&mut world, "a.ndjson", &[(9, 45), (8, 12), (10, 40)]);
-        let orders = point.replace("@2", "@1");
-        let run = world.sandbox.tidegate(&["run", FILE, "--trigger", "available_now"]).env("TIDEGATE_FAIL", &orders).run();
-        assert_eq!(run.status.code(), None, "{point}{}", run.report());
+        let run = world.sandbox.tidegate(&["run", FILE, "--trigger", "available_now"]).env("TIDEGATE_FAIL", orders).run();
+        assert_eq!(run.status.code(), None, "{orders}{}", run.report());
         let planned = watermarks(&world, "gold.hours");
-        assert_eq!(planned.len(), 2, "{point}{}", run.report());
+        assert_eq!(planned.len(), 2, "{orders}{}", run.report());
         // Rows that come meanwhile are of another batch, and judged by what the first showed.
         put(&mut world, "a.ndjson", &[(8, 13), (11, 40)]);
         let run = world.run(ARRIVED).success();
         assert_eq!(watermarks(&world, "gold.hours")[..2], planned, "a replay sees the same watermark");
         assert_eq!(planned[1], Some(at(&hour(9, 10))));
-        assert_eq!(hours(&world, "gold.hours"), [(8, 1), (9, 2), (10, 1)], "{point}{}", run.report());
-        assert_eq!(hours(&world, "gold.live"), [(8, 1), (9, 2), (10, 1), (11, 1)], "{point}{}", run.report());
-        assert_eq!(world.letters()["gold.hours"], ["late|a.ndjson|3", "late|a.ndjson|5"], "{point}");
+        assert_eq!(hours(&world, "gold.hours"), [(8, 1), (9, 2), (10, 1)], "{orders}{}", run.report());
+        assert_eq!(hours(&world, "gold.live"), [(8, 1), (9, 2), (10, 1), (11, 1)], "{orders}{}", run.report());
+        assert_eq!(world.letters()["gold.hours"], ["late|a.ndjson|3", "late|a.ndjson|5"], "{orders}");
     }
 }
