@@ -389,7 +389,7 @@ impl History {
     }
 
     fn live(&mut self) {
-        let runs = self.random.random_range(4..8);
+        let runs = self.random.random_range(3..7);
         for _ in 0..runs {
             if self.random.random_bool(0.9) {
                 self.grow();
