@@ -209,7 +209,8 @@ impl Runner {
             }
             Some(working) => {
                 let saved = &mut working.saved;
-                let is_long = saved.after.len() >= fail::often(LONGEST_CHAIN, 1) || saved.entries > FEW_ENTRIES.max(2 * size.0);
+                let is_long =
+                    saved.after.len() >= fail::often(LONGEST_CHAIN, 1) || saved.entries > FEW_ENTRIES.max(2 * size.0);
                 let rows = if kept.file.is_none() || is_long {
                     (saved.after, saved.entries) = (Vec::new(), 0);
                     kept.operator.whole()?

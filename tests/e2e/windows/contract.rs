@@ -212,7 +212,8 @@ fn another_key_window_or_measure_is_refused_naming_rebuild_and_a_rebuild_makes_i
 fn a_state_beyond_its_limit_is_refused_before_anything_is_written_and_a_higher_limit_goes_on() {
     let rules = Rules::plain("gold.hours");
     let limited = |limit: &str| {
-        pipeline(&[rules.clone()], 10_000).replace("    aggregate:\n", &format!("    state: {{limit: {limit}}}\n    aggregate:\n"))
+        pipeline(&[rules.clone()], 10_000)
+            .replace("    aggregate:\n", &format!("    state: {{limit: {limit}}}\n    aggregate:\n"))
     };
     let mut world = World::new("limit", &[rules.clone()], 10_000);
     world.sandbox.write(FILE, &limited("200KB"));
@@ -285,7 +286,8 @@ fn killed_around_the_commit_of_the_table_its_rows_and_its_memory_agree() {
         put(&mut world, "a.ndjson", &[(8, 10), (9, 40)]);
         world.run(ARRIVED).success();
         put(&mut world, "a.ndjson", &[(9, 45), (8, 12), (10, 40)]);
-        let run = world.sandbox.tidegate(&["run", FILE, "--trigger", "available_now"]).env("TIDEGATE_FAIL", orders).run();
+        let run =
+            world.sandbox.tidegate(&["run", FILE, "--trigger", "available_now"]).env("TIDEGATE_FAIL", orders).run();
         assert_eq!(run.status.code(), None, "{orders}{}", run.report());
         let planned = watermarks(&world, "gold.hours");
         assert_eq!(planned.len(), 2, "{orders}{}", run.report());

@@ -224,13 +224,20 @@ impl History {
         if outcome.status.code() == Some(0) {
             self.check(&outcome);
             if !once {
-                let read: u64 = self.plans.values().flat_map(|planned| planned.plan.ranges.values()).map(|(f, u)| u - f).sum();
+                let read: u64 =
+                    self.plans.values().flat_map(|planned| planned.plan.ranges.values()).map(|(f, u)| u - f).sum();
                 let lines: usize = self.world.files.values().map(Vec::len).sum();
                 assert_eq!(read, lines as u64, "not every line was read{}", outcome.report());
             }
             if flush {
                 for table in self.tables.values().filter(|table| table.rules.emit == Emit::Final) {
-                    assert_eq!(table.waiting(), 0, "{} has open windows after a flush{}", table.rules.name, outcome.report());
+                    assert_eq!(
+                        table.waiting(),
+                        0,
+                        "{} has open windows after a flush{}",
+                        table.rules.name,
+                        outcome.report()
+                    );
                 }
             }
         }
@@ -257,7 +264,8 @@ impl History {
                 assert_eq!(format!("{known:?}"), format!("{planned:?}"), "a plan changed{}", outcome.report());
             }
         }
-        let new: Vec<Planned> = found.into_values().filter(|planned| !self.plans.contains_key(&planned.plan.batch)).collect();
+        let new: Vec<Planned> =
+            found.into_values().filter(|planned| !self.plans.contains_key(&planned.plan.batch)).collect();
         for (index, planned) in new.iter().enumerate() {
             assert_eq!(planned.plan.batch, self.plans.len() as i64, "batches are numbered without a gap");
             let is_last = index + 1 == new.len() && planned.pid == last_pid;
@@ -350,7 +358,8 @@ impl History {
             }
             for (name, table) in &self.tables {
                 // Before it joined, or as it was judged before its memory was lost.
-                if !record["tables"].as_object().expect("tables").contains_key(name) || self.earlier.contains_key(name) {
+                if !record["tables"].as_object().expect("tables").contains_key(name) || self.earlier.contains_key(name)
+                {
                     continue;
                 }
                 let count = |rule: &str| record["expectations"][format!("{name}.{rule}")].as_u64().unwrap_or(0);
@@ -402,7 +411,8 @@ impl History {
             let has_run = self.is_settled() && !self.plans.is_empty();
             match self.random.random_range(0..20) {
                 0..3 if has_run => {
-                    let known = self.rules.iter().filter(|rules| !rules.from_source && self.tables.contains_key(&rules.name));
+                    let known =
+                        self.rules.iter().filter(|rules| !rules.from_source && self.tables.contains_key(&rules.name));
                     let known: Vec<String> = known.map(|rules| rules.name.clone()).collect();
                     let names: Vec<String> = known.into_iter().filter(|_| self.random.random_bool(0.6)).collect();
                     if !names.is_empty() {
@@ -448,8 +458,10 @@ fn whatever_the_history_the_tables_are_what_the_rules_say() {
     let seen = SEEN.lock().expect("no thread panics here").clone();
     println!("{} histories in {:.1?}: {seen:?}", cases.len(), started.elapsed());
     let failures = failures.into_inner().expect("no thread panicked here");
-    let names: String =
-        failures.iter().map(|(case, why)| format!("  TIDEGATE_WINDOW_CASE={case}: {}\n", why.lines().next().unwrap_or_default())).collect();
+    let names: String = failures
+        .iter()
+        .map(|(case, why)| format!("  TIDEGATE_WINDOW_CASE={case}: {}\n", why.lines().next().unwrap_or_default()))
+        .collect();
     assert!(
         failures.is_empty(),
         "{} of {} histories went wrong (TIDEGATE_SEED={seed})\n{names}\nthe first:\n{}",

@@ -143,7 +143,9 @@ impl Table {
     fn slowest(&self, now: i64) -> Option<i64> {
         let last = self.clocks.values().map(|(_, at)| *at).max()?;
         let awake: Vec<i64> = match now - last < self.rules.idle {
-            true => self.clocks.values().filter(|(_, at)| now - at < self.rules.idle).map(|(newest, _)| *newest).collect(),
+            true => {
+                self.clocks.values().filter(|(_, at)| now - at < self.rules.idle).map(|(newest, _)| *newest).collect()
+            }
             false => self.clocks.values().filter(|(_, at)| *at == last).map(|(newest, _)| *newest).collect(),
         };
         awake.into_iter().min().map(|newest| newest - self.rules.delay)
@@ -236,8 +238,7 @@ impl Table {
     fn close(&mut self, watermark: Option<i64>) {
         let Some(watermark) = watermark.filter(|_| self.ever_closes()) else { return };
         let keep = self.keep();
-        let (over, open): (Vec<Pane>, Vec<Pane>) =
-            self.open.drain(..).partition(|pane| pane.end + keep <= watermark);
+        let (over, open): (Vec<Pane>, Vec<Pane>) = self.open.drain(..).partition(|pane| pane.end + keep <= watermark);
         self.open = open;
         self.done.extend(over.iter().map(|pane| self.rules.line(pane)));
     }
@@ -344,7 +345,8 @@ pub fn windows(cut: Cut, time: i64) -> Vec<(i64, i64)> {
         Cut::Session(gap) => vec![(time, time + gap)],
         Cut::Day | Cut::Week | Cut::Month => {
             // The local date: the one whose midnight is the last before.
-            let mut date = DateTime::from_timestamp_micros(time).expect("a time").date_naive().succ_opt().expect("a date");
+            let mut date =
+                DateTime::from_timestamp_micros(time).expect("a time").date_naive().succ_opt().expect("a date");
             while midnight(date) > time {
                 date = date.pred_opt().expect("a date");
             }
@@ -377,9 +379,18 @@ fn midnight(date: NaiveDate) -> i64 {
 #[test]
 fn days_of_a_clock_change_have_23_and_25_hours() {
     let at = |text: &str| DateTime::parse_from_rfc3339(text).expect("a time").timestamp_micros();
-    assert_eq!(windows(Cut::Day, at("2026-03-29T12:00:00Z")), [(at("2026-03-28T23:00:00Z"), at("2026-03-29T22:00:00Z"))]);
-    assert_eq!(windows(Cut::Day, at("2026-10-25T22:59:59Z")), [(at("2026-10-24T22:00:00Z"), at("2026-10-25T23:00:00Z"))]);
-    assert_eq!(windows(Cut::Week, at("2026-03-29T21:59:59Z")), [(at("2026-03-22T23:00:00Z"), at("2026-03-29T22:00:00Z"))]);
+    assert_eq!(
+        windows(Cut::Day, at("2026-03-29T12:00:00Z")),
+        [(at("2026-03-28T23:00:00Z"), at("2026-03-29T22:00:00Z"))]
+    );
+    assert_eq!(
+        windows(Cut::Day, at("2026-10-25T22:59:59Z")),
+        [(at("2026-10-24T22:00:00Z"), at("2026-10-25T23:00:00Z"))]
+    );
+    assert_eq!(
+        windows(Cut::Week, at("2026-03-29T21:59:59Z")),
+        [(at("2026-03-22T23:00:00Z"), at("2026-03-29T22:00:00Z"))]
+    );
     assert_eq!(windows(Cut::Sliding(5, 2), 4), [(0, 5), (2, 7), (4, 9)]);
     assert_eq!(half_up(-5, 2), -3);
 }

@@ -10,7 +10,9 @@ use std::path::PathBuf;
 use chrono::{DateTime, SecondsFormat};
 use serde_json::Value;
 
-use super::oracle::{Cut, DAY, Emit, Event, Files, HOUR, Late, Letter, MEASURES, MINUTE, Plan, Rules, SECOND, TIMEZONE, Table};
+use super::oracle::{
+    Cut, DAY, Emit, Event, Files, HOUR, Late, Letter, MEASURES, MINUTE, Plan, Rules, SECOND, TIMEZONE, Table,
+};
 use crate::support::Sandbox;
 use crate::support::lake::{assert_same, lines};
 use crate::support::sandbox::Outcome;
