@@ -101,7 +101,11 @@ impl States {
         };
         let what = format!("read the state of {table}");
         let bytes = bytes.map_err(|error| storage::explain(&error, &what, &self.name(&path)))?;
-        decode(bytes).map_err(|error| error.with("state", self.name(&path)).with("table", table))
+        let damaged = || {
+            let error = Error::config(format!("a file of the state of {table} is damaged")).coded(Code::StateLost);
+            way_out(error.with("state", self.name(&path)), table)
+        };
+        decode(bytes, damaged)
     }
 
     /// Deletes files of earlier batches that are not among `needed`.
@@ -134,12 +138,15 @@ impl States {
     }
 
     fn lost(&self, table: &str, path: &Path) -> Error {
-        Error::config(format!("the state of {table} is gone"))
-            .coded(Code::StateLost)
-            .with("missing", self.name(path))
-            .help("nothing was read or written; restore the file from a backup")
-            .help(format!("or compute the table again from what it reads: tidegate rebuild FILE --table {table}"))
+        let error = Error::config(format!("the state of {table} is gone")).coded(Code::StateLost);
+        way_out(error.with("missing", self.name(path)), table)
     }
+}
+
+fn way_out(error: Error, table: &str) -> Error {
+    error
+        .help("nothing was read or written; restore the file from a backup")
+        .help(format!("or compute the table again from what it reads: tidegate rebuild FILE --table {table}"))
 }
 
 fn path(table: &str, name: &str) -> Path {
@@ -163,8 +170,7 @@ fn encode(saved: &Saved, schema: SchemaRef, rows: Vec<RecordBatch>) -> Result<Ve
     Ok(bytes)
 }
 
-fn decode(bytes: Bytes) -> Result<(Saved, Vec<RecordBatch>)> {
-    let damaged = || Error::config("a file of state is damaged").coded(Code::StateLost);
+fn decode(bytes: Bytes, damaged: impl Fn() -> Error) -> Result<(Saved, Vec<RecordBatch>)> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(|cause| damaged().caused_by(cause))?;
     let metadata = builder.metadata().file_metadata().key_value_metadata();
     let text = metadata.into_iter().flatten().find(|pair| pair.key == METADATA).and_then(|pair| pair.value.clone());

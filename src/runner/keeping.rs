@@ -12,6 +12,7 @@ use super::{Runner, remembered};
 use crate::checkpoint::states::{STATE_VERSION, Saved, States};
 use crate::config::spec::{KeepsSpec, TableSpec, WriteSpec};
 use crate::error::{Code, Error, ErrorKind, Result};
+use crate::fail;
 use crate::model::batch::{BatchId, BatchPlan, CommitRecord, Receipt};
 use crate::model::watermark::{Clocks, Patience};
 use crate::model::window::{EventTime, Micros};
@@ -208,7 +209,8 @@ impl Runner {
             }
             Some(working) => {
                 let saved = &mut working.saved;
-                let is_long = saved.after.len() >= LONGEST_CHAIN || saved.entries > FEW_ENTRIES.max(2 * size.0);
+                let is_long =
+                    saved.after.len() >= fail::often(LONGEST_CHAIN, 1) || saved.entries > FEW_ENTRIES.max(2 * size.0);
                 let rows = if kept.file.is_none() || is_long {
                     (saved.after, saved.entries) = (Vec::new(), 0);
                     kept.operator.whole()?

@@ -16,3 +16,4 @@ mod maintain;
 mod repair;
 mod serve;
 mod soak;
+mod windows;

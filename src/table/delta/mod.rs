@@ -433,7 +433,7 @@ impl Table for DeltaLakeTable {
     async fn groups(&mut self, by: &[String]) -> Result<RecordBatch> {
         let rows = self.read(by, None).await?;
         let schema = match self.handle.state() {
-            Some(state) => arrow_schema(state),
+            Some(state) => Arc::new(self.with_columns_to_come(&arrow_schema(state))),
             None => self.definition.schema.clone(),
         };
         let mut set = Distinct::new(&schema, by)?;

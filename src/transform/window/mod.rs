@@ -8,7 +8,7 @@
 //! A row without a time is set aside (`null_event_time`), and so is one that is too far ahead (`ahead`). A row is late once
 //! every window that holds it is closed; a session that it would make alone stands for its session. If some are closed and
 //! others open, the row counts in the open ones (`partly_late`). With [`Late::Update`] a window takes rows until `keep`
-//! after its end.
+//! after its end. A session that is closed takes no more rows: one that comes within its gap and is not late starts another.
 //!
 //! Every batch's watermark must be at least the `next` of the batch before: a window that was let go of would come again.
 //!

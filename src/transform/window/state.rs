@@ -154,6 +154,9 @@ impl Stateful for Windows {
         let rows = Arrivals::new(&self.aggregation, &self.keys, arrivals)?;
         let judge = Judge::new(&self.aggregation, time);
         let (mut step, mut touched) = (Step::default(), Touched::default());
+        // What the watermark has passed since the batch before is over: a session takes no more rows, however often anybody
+        // looked in between.
+        step.rows = self.close(time.watermark)?;
         let entries = &mut self.entries;
         match self.aggregation.window {
             Some(Window::Session { gap }) => sessions::work(gap, &rows, entries, &judge, &mut step, &mut touched)?,
@@ -161,7 +164,7 @@ impl Stateful for Windows {
         }
         step.aside.sort_by_key(|aside| aside.row);
         if self.aggregation.emit == Emit::Final {
-            step.rows = self.close(time.next)?;
+            step.rows.extend(self.close(time.next)?);
         } else {
             step.rows = self.rows(touched.slots.iter().copied().collect())?;
             step.replaced = self.replaced(touched)?;

@@ -108,6 +108,7 @@ impl Oracle {
         let ends_ever = self.window.is_some() && self.emit != Emit::Complete;
         let watermark = if ends_ever { time.watermark } else { None };
         let grace = if let Late::Update { keep } = self.late { keep } else { 0 };
+        self.close(watermark, &mut outcome);
         let before: BTreeSet<Place> = self.windows.keys().cloned().collect();
         let mut hit: BTreeSet<Place> = BTreeSet::new();
         let mut new_events = Vec::new();
@@ -162,19 +163,25 @@ impl Oracle {
             outcome.lines = self.lines(|place, _| hit.contains(place));
             outcome.replaced = hit;
         }
-        if let Some(next) = time.next.filter(|_| ends_ever) {
-            if self.emit == Emit::Final {
-                outcome.lines = self.lines(|_, end| end <= next);
-            }
-            self.windows.retain(|_, (end, _)| *end + grace > next);
-            if matches!(self.window, Some(Window::Session { .. })) {
-                self.events.retain(|event| {
-                    let at = event.time.unwrap();
-                    self.windows.iter().any(|((start, key), (end, _))| *key == event.key && *start <= at && at < *end)
-                });
-            }
-        }
+        self.close(time.next, &mut outcome);
         outcome
+    }
+
+    /// Windows that the watermark has passed are over.
+    fn close(&mut self, watermark: Option<i64>, outcome: &mut Outcome) {
+        let ends_ever = self.window.is_some() && self.emit != Emit::Complete;
+        let grace = if let Late::Update { keep } = self.late { keep } else { 0 };
+        let Some(watermark) = watermark.filter(|_| ends_ever) else { return };
+        if self.emit == Emit::Final {
+            outcome.lines.extend(self.lines(|_, end| end <= watermark));
+        }
+        self.windows.retain(|_, (end, _)| *end + grace > watermark);
+        if matches!(self.window, Some(Window::Session { .. })) {
+            self.events.retain(|event| {
+                let at = event.time.unwrap();
+                self.windows.iter().any(|((start, key), (end, _))| *key == event.key && *start <= at && at < *end)
+            });
+        }
     }
 
     fn lines(&self, wanted: impl Fn(&Place, i64) -> bool) -> Vec<Line> {
