@@ -222,7 +222,11 @@ fn thirty_days_in_parallel_beside_a_live_run_and_its_offsets_never_move() {
     shop.assert_tables();
     shop.assert_live_log_is_dense();
     shop.assert_live_offsets();
-    println!("30 days in {took:.1?} beside {} live batches, {} events", live.json()["batch_count"], shop.events().len());
+    println!(
+        "30 days in {took:.1?} beside {} live batches, {} events",
+        live.json()["batch_count"],
+        shop.events().len()
+    );
 }
 
 #[cfg(feature = "failpoints")]
