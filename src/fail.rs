@@ -143,6 +143,8 @@ points! {
     DATA_COMPLETE_DONE = "data.complete.done";
     /// It is read.
     DATA_GET = "data.get";
+    /// Notes of days that are derived again are looked for.
+    DATA_LIST = "data.list";
     /// One that no commit names is deleted.
     DATA_DELETE = "data.delete";
     /// It is gone.
