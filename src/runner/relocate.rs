@@ -73,10 +73,12 @@ impl Runner {
     pub async fn effects(&mut self, moved: &BTreeMap<String, OffsetRanges>) -> Result<BTreeMap<String, Effect>> {
         let mut effects = BTreeMap::new();
         let spec = self.parts.spec.clone();
+        let rebuilt = self.rebuilt_by(moved)?;
         for table in &mut self.parts.tables {
             let definition = table.definition().clone();
             let trim = trim(&spec, &definition.name, moved, Vec::new());
-            if definition.write != WriteMode::Append || trim.from.0.is_empty() {
+            let is_rebuilt = rebuilt.contains(&definition.name);
+            if definition.write != WriteMode::Append || trim.from.0.is_empty() || is_rebuilt {
                 continue;
             }
             let effect = match coordinates(&spec, &*self.parts.transform, &definition.name) {

@@ -80,7 +80,7 @@ fn show(time: Micros) -> String {
 pub(super) fn times_of(rows: &RecordBatch, event_time: &str, timezone: Tz) -> Result<Vec<Option<Micros>>> {
     let column = rows.column_by_name(event_time);
     let missing = || Error::failed(format!("rows arrive without their event time `{event_time}`"));
-    event_times(column.ok_or_else(missing)?, timezone)
+    event_times(event_time, column.ok_or_else(missing)?, timezone)
 }
 
 /// A column of arriving rows, of the type that it was compiled with.

@@ -23,7 +23,7 @@ use super::stateful::{Stateful, event_times, is_event_time};
 use super::types::timestamp;
 use super::window::function::{Function, argument_column};
 use super::window::measures::{self, Measures};
-use super::window::{Aggregation, Windows};
+use super::window::{Aggregation, WINDOW_END, Windows};
 use super::{Inputs, run};
 use crate::config::spec::{AggregateSpec, DedupeSpec, From, JoinSpec, KeepsSpec, OperatorSpec, TableSpec, WriteSpec};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -394,7 +394,8 @@ impl CompiledKeeps {
         }
         match &self.blueprint {
             Blueprint::Windows(_) if !self.columns.iter().all(String::is_empty) => {
-                rows.iter().map(|rows| with_instants(rows, timezone)).collect()
+                let name = self.columns.get(input).map_or(EVENT_TIME, String::as_str);
+                rows.iter().map(|rows| with_instants(rows, name, timezone)).collect()
             }
             Blueprint::Windows(_) | Blueprint::Dedupe(_) | Blueprint::Join(_) => Ok(rows),
         }
@@ -402,15 +403,15 @@ impl CompiledKeeps {
 }
 
 /// The event time as a timestamp, whatever it was.
-fn with_instants(rows: &RecordBatch, timezone: chrono_tz::Tz) -> Result<RecordBatch> {
+fn with_instants(rows: &RecordBatch, name: &str, timezone: chrono_tz::Tz) -> Result<RecordBatch> {
     let Some((at, field)) = rows.schema_ref().column_with_name(EVENT_TIME).map(|(at, field)| (at, field.clone()))
     else {
         return Ok(rows.clone());
     };
-    if *field.data_type() == timestamp() {
+    if *field.data_type() == timestamp() && name != WINDOW_END {
         return Ok(rows.clone());
     }
-    let times = event_times(rows.column(at), timezone)?;
+    let times = event_times(name, rows.column(at), timezone)?;
     let times: ArrayRef = Arc::new(TimestampMicrosecondArray::from(times).with_timezone("UTC"));
     let mut columns = rows.columns().to_vec();
     let mut fields: Vec<_> = rows.schema_ref().fields().iter().cloned().collect();

@@ -18,6 +18,7 @@ use chrono::{DateTime, Days, NaiveDate};
 use chrono_tz::Tz;
 
 use super::Stage;
+use super::window::WINDOW_END;
 pub use crate::arrow_bridge::conform;
 use crate::error::{Error, Result};
 use crate::model::interval::midnight;
@@ -93,11 +94,14 @@ pub trait Stateful: Send + Sync {
     fn size(&self) -> Size;
 }
 
-/// Event times of rows: of a timestamp column as it is, of a date the midnight in the timezone.
-pub fn event_times(column: &ArrayRef, timezone: Tz) -> Result<Vec<Option<Micros>>> {
+/// Event times of rows: of a timestamp column as it is, of a date the midnight in the timezone. The time of a window is its
+/// last instant, a microsecond before its end, as in Spark: the hour before midnight is of the day that it ends.
+pub fn event_times(name: &str, column: &ArrayRef, timezone: Tz) -> Result<Vec<Option<Micros>>> {
+    let instant = Micros::from(name == WINDOW_END);
     match column.data_type() {
         DataType::Timestamp(arrow::datatypes::TimeUnit::Microsecond, _) => {
-            Ok(column.as_primitive::<TimestampMicrosecondType>().iter().collect())
+            let times = column.as_primitive::<TimestampMicrosecondType>().iter();
+            Ok(times.map(|time| time.map(|time| time.saturating_sub(instant))).collect())
         }
         DataType::Date32 => {
             let micros = |days: i32| {
@@ -132,7 +136,7 @@ pub fn newest_by_partition(
         let Some(times) = batch.column_by_name(event_time) else {
             return Err(Error::failed(format!("the rows have no column `{event_time}` to tell the time by")));
         };
-        let times = event_times(times, timezone)?;
+        let times = event_times(event_time, times, timezone)?;
         let topics = batch.column_by_name(column::TOPIC).and_then(|topics| topics.as_string_opt::<i32>());
         let partitions =
             batch.column_by_name(column::PARTITION).and_then(|numbers| numbers.as_primitive_opt::<Int32Type>());
@@ -164,4 +168,39 @@ pub fn newest_by_partition(
         }
     }
     Ok(newest.into_iter().map(|((topic, number), time)| (Partition::new(topic, number), time)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{Date32Array, TimestampMicrosecondArray};
+
+    use super::*;
+
+    #[test]
+    fn the_time_of_a_window_is_its_last_instant() {
+        let midnight = 1_773_792_000_000_000;
+        let ends: ArrayRef = Arc::new(TimestampMicrosecondArray::from(vec![Some(midnight), None]).with_timezone("UTC"));
+        assert_eq!(event_times(WINDOW_END, &ends, chrono_tz::UTC).unwrap(), [Some(midnight - 1), None]);
+        assert_eq!(event_times("at", &ends, chrono_tz::UTC).unwrap(), [Some(midnight), None]);
+    }
+
+    #[test]
+    fn the_time_of_a_date_is_its_midnight_where_the_pipeline_is() {
+        let dates: ArrayRef = Arc::new(Date32Array::from(vec![Some(0), Some(-1), None]));
+        let berlin = event_times("day", &dates, chrono_tz::Europe::Berlin).unwrap();
+        assert_eq!(berlin, [Some(-3_600_000_000), Some(-90_000_000_000), None]);
+    }
+
+    #[test]
+    fn the_newest_time_of_each_partition_is_of_rows_that_are_believed() {
+        let rows = RecordBatch::try_from_iter([
+            ("_topic", Arc::new(arrow::array::StringArray::from(vec!["t", "t", "t", "t"])) as ArrayRef),
+            ("_partition", Arc::new(arrow::array::Int32Array::from(vec![0, 0, 1, 1])) as ArrayRef),
+            ("at", Arc::new(TimestampMicrosecondArray::from(vec![Some(5), Some(3), Some(99), None])) as ArrayRef),
+        ]);
+        let found = newest_by_partition(&[rows.unwrap()], "at", 50, chrono_tz::UTC).unwrap();
+        assert_eq!(found, [(Partition::new("t", 0), 5)]);
+    }
 }
