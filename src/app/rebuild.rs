@@ -11,6 +11,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::runner::Runner;
 use crate::runner::event::Event;
 use crate::runner::rebuild::{obstacle, refuse};
+use crate::storage;
+use crate::table::glance;
 use crate::transform::problems::suggest;
 
 pub(super) async fn rebuild(global: &Global, args: &RebuildArgs) -> Result<Outcome, Failure> {
@@ -38,7 +40,13 @@ pub(super) async fn rebuild(global: &Global, args: &RebuildArgs) -> Result<Outco
             table.name
         ));
     }
+    for table in &tables {
+        for below in stays(&spec, &table.name, &names) {
+            text.push_str(&format!("  {below} keeps what it has taken from {}; it does not follow\n", table.name));
+        }
+    }
     let typed = names.iter().map(|name| format!(" --table {}", quoted(name))).collect::<String>();
+    let lake = storage::open(&spec.lake)?;
     let mut batch = None;
     let mut counts = Vec::new();
     if args.yes {
@@ -47,18 +55,13 @@ pub(super) async fn rebuild(global: &Global, args: &RebuildArgs) -> Result<Outco
         let mut rows = Vec::new();
         for name in &names {
             let Some(receipt) = record.tables.get(name) else { continue };
-            rows.push(vec![
-                name.clone(),
-                receipt.delta_version.to_string(),
-                grouped(receipt.inserted + receipt.updated),
-                grouped(receipt.deleted),
-            ]);
+            let held = glance::at(&lake, name, Some(receipt.delta_version)).await?.map(|glance| glance.rows);
+            rows.push(vec![name.clone(), receipt.delta_version.to_string(), held.map_or("-".into(), grouped)]);
             counts.push(json!({
-                "table": name, "delta_version": receipt.delta_version, "rows": receipt.inserted + receipt.updated,
-                "gone": receipt.deleted, "state": receipt.state,
+                "table": name, "delta_version": receipt.delta_version, "rows": held, "state": receipt.state,
             }));
         }
-        text.push_str(&aligned(&["table", "version", "rows", "gone"], &rows, 1));
+        text.push_str(&aligned(&["table", "version", "rows"], &rows, 1));
         text.push_str(&format!("done: batch {} carries it\n", record.batch));
     } else {
         let file = file_argument(global, &args.pipeline.file);
@@ -69,6 +72,14 @@ pub(super) async fn rebuild(global: &Global, args: &RebuildArgs) -> Result<Outco
         "batch": batch, "computed": counts,
     });
     Ok(Outcome { text, json, code: 0 })
+}
+
+/// Tables fed by this one that only add what comes: they do not follow.
+fn stays<'a>(spec: &'a PipelineSpec, table: &str, rebuilt: &[String]) -> Vec<&'a str> {
+    let from = From::Table(table.to_string());
+    let follows = |below: &TableSpec| matches!(below.write, WriteSpec::Refresh { .. }) || rebuilt.contains(&below.name);
+    let below = spec.tables.iter().filter(|below| below.inputs().contains(&&from) && !follows(below));
+    below.map(|below| below.name.as_str()).collect()
 }
 
 fn chosen<'a>(spec: &'a PipelineSpec, names: &[String]) -> Result<Vec<&'a TableSpec>> {

@@ -453,7 +453,10 @@ impl Inconsistency {
         if let Inconsistency::MeaningChanged { table, now, .. } = self
             && [": refresh ", " aggregate "].iter().any(|kind| now.contains(kind))
         {
-            lines.push(format!("or compute all of it again by the new rules: tidegate rebuild FILE --table {table}"));
+            lines.push(format!(
+                "or compute all of it again by the new rules: tidegate rebuild FILE --table {table} (of several changed tables, \
+                 all in one command: --table A --table B)"
+            ));
         }
         lines
     }

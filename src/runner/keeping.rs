@@ -3,17 +3,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use arrow::array::{Array as _, BooleanArray};
+use arrow::compute::filter_record_batch;
 use arrow::record_batch::RecordBatch;
+use arrow::util::display::{ArrayFormatter, FormatOptions};
 use chrono::{DateTime, Utc};
 
 use super::shaping::{Rows, Shaping};
 use super::{Runner, remembered};
 
 use crate::checkpoint::states::{STATE_VERSION, Saved, States};
-use crate::config::spec::{KeepsSpec, TableSpec, WriteSpec};
-use crate::error::{Code, Error, ErrorKind, Result};
+use crate::config::spec::{KeepsSpec, PipelineSpec, TableSpec, WriteSpec};
+use crate::error::{Code, Context, Error, ErrorKind, Result};
 use crate::fail;
 use crate::model::batch::{BatchId, BatchPlan, CommitRecord, Receipt};
+use crate::model::forget::Key;
 use crate::model::watermark::{Clocks, Patience};
 use crate::model::window::{EventTime, Micros};
 use crate::table::Change;
@@ -310,7 +314,16 @@ impl Shaping {
         let in_force = planned.max(kept.saved.watermark);
         let flowed = kept.saved.watermark.max(kept.saved.clocks.watermark(patience(keeps), batch_time));
         let next = in_force.max(clocks.watermark(patience(keeps), batch_time));
-        let step = kept.operator.step(&arrivals, &EventTime { watermark: in_force, next, latest })?;
+        let step = kept.operator.step(&arrivals, &EventTime { watermark: in_force, next, latest }).map_err(|error| {
+            error
+                .with("table", &table.name)
+                .help("nothing of this batch was written; it is tried again, with the same rows, at the next run")
+                .help(format!(
+                    "mend it under a new name: a table that takes the place of {} in the file is computed from all stored \
+                     rows, and the batch goes on",
+                    table.name
+                ))
+        })?;
         let Step { rows, replaced, aside, counts } = step;
         check_size(table, keeps, &*kept.operator)?;
         let mut saved = Saved { batch: context.batch, watermark: next, clocks, ..kept.saved.clone() };
@@ -366,6 +379,31 @@ impl Shaping {
         Ok(Stepped { rows: rows.as_ref().clone(), replaced: working.replaced })
     }
 
+    /// Takes the entries of whoever is forgotten out of what tables remember, where those are not computed again.
+    pub(super) fn forget_in_states(
+        &mut self,
+        spec: &PipelineSpec,
+        transform: &dyn Transform,
+        plan: &BatchPlan,
+    ) -> Result<()> {
+        let Some(key) = self.forgotten.clone() else { return Ok(()) };
+        let remembering =
+            spec.tables.iter().filter(|table| table.keeps.is_some() && !plan.rebuild.contains(&table.name));
+        for table in remembering {
+            let Some(mut operator) = transform.remembers(&table.name)? else { continue };
+            let kept = self.keeping.get(&table.name)?;
+            let entries = kept.operator.whole()?;
+            let left = entries.iter().map(|rows| without(rows, &key)).collect::<Result<Vec<_>>>()?;
+            operator.load(&left)?;
+            kept.operator = operator;
+            let saved = Saved { batch: plan.batch, ..kept.saved.clone() };
+            // Written whole, so that no older file is needed any more.
+            kept.file = None;
+            kept.working = Some(Working { saved, untouched: false, replaced: None, file: None });
+        }
+        Ok(())
+    }
+
     /// The change of a table whose windows are replaced.
     pub(super) fn windows(&mut self, table: &TableSpec, transform: &dyn Transform) -> Result<Option<Change>> {
         let WriteSpec::Windows { by } = &table.write else { return Ok(None) };
@@ -381,6 +419,29 @@ impl Shaping {
         let groups = groups.unwrap_or_else(|| RecordBatch::new_empty(wanted));
         Ok(Some(Change::Groups { groups, rows: self.rows_of(&table.name) }))
     }
+}
+
+/// Entries whose columns do not have the values of a key. Of a join, either side's columns count.
+fn without(rows: &RecordBatch, key: &Key) -> Result<RecordBatch> {
+    let options = FormatOptions::default();
+    let mut gone = vec![!key.values.is_empty(); rows.num_rows()];
+    for (name, value) in &key.values {
+        let mut has = vec![false; rows.num_rows()];
+        let suffix = format!("_{name}");
+        for (field, column) in rows.schema().fields().iter().zip(rows.columns()) {
+            if field.name() != name && !field.name().ends_with(&suffix) {
+                continue;
+            }
+            let shown = ArrayFormatter::try_new(column.as_ref(), &options);
+            let shown = shown.context(ErrorKind::Failed, "entries of a state could not be read")?;
+            for (row, has) in has.iter_mut().enumerate() {
+                *has |= column.is_valid(row) && shown.value(row).to_string() == *value;
+            }
+        }
+        gone.iter_mut().zip(has).for_each(|(gone, has)| *gone &= has);
+    }
+    let left: BooleanArray = gone.into_iter().map(|gone| Some(!gone)).collect();
+    filter_record_batch(rows, &left).context(ErrorKind::Failed, "entries of a state could not be picked")
 }
 
 /// A receipt that says what the table remembers.
@@ -415,10 +476,10 @@ fn check_size(table: &TableSpec, keeps: &KeepsSpec, operator: &dyn Stateful) -> 
         return Ok(());
     }
     let text = format!(
-        "the state of {} would need {} MB, its limit is {} MB",
+        "the state of {} would need {} kB, its limit is {} kB",
         table.name,
-        size.bytes.div_ceil(1_000_000),
-        keeps.limit / 1_000_000
+        size.bytes.div_ceil(1_000),
+        keeps.limit / 1_000
     );
     Err(Error::new(ErrorKind::Data, text)
         .coded(Code::StateTooLarge)

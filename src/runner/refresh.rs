@@ -72,6 +72,12 @@ impl Runner {
         let mut followed = self.still_followed(table, upstream).await.filter(|_| !is_rebuilt);
         for attempt in 0..RECOMPUTATIONS {
             let pin = self.table(&table.name)?.pin(&txn.app_id).await?;
+            // What others did to any of its groups is in none of those that are remembered.
+            if let (Some(known), Some(version)) = (&followed, pin.version)
+                && !is_certain(self.table(&table.name)?.is_unchanged(known.table, Some(version)).await)
+            {
+                followed = None;
+            }
             let above = self.table(upstream.name)?;
             // A table that joins later starts whole, not with the groups that happen to be touched next.
             let mut groups = match is_new || is_rebuilt {

@@ -241,6 +241,7 @@ impl Runner {
         } else if plan.is_by_hand() {
             let mut shaping = Shaping::empty(&BatchContext::live(plan)).remembering(keeping, plan);
             shaping.forgotten = self.key_of(plan).await?;
+            shaping.forget_in_states(&self.parts.spec, &*self.parts.transform, plan)?;
             shaping
         } else {
             let (spec, transform) = (self.parts.spec.clone(), self.parts.transform.clone());
@@ -371,7 +372,8 @@ impl Runner {
             Some(settled) if !self.carries(&dead_letters.table, plan) => self.settle(settled, rows).await?,
             _ if plan.forget.is_some() => self.removal(&dead_letters.table, plan, shaping.forgotten.as_ref()).await?,
             _ if !plan.rebuild.is_empty() && !self.carries(&dead_letters.table, plan) => {
-                Change::Rows(self.unknown_letters(rows).await?)
+                let rows = self.unknown_letters(rows).await?;
+                self.without_rows_after(&dead_letters.table, plan, rows)
             }
             _ => self.without_rows_after(&dead_letters.table, plan, rows),
         };

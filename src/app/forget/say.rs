@@ -239,11 +239,7 @@ fn consequence(account: &Account, name: &str) -> &'static str {
 fn remembered(account: &Account) -> String {
     let stays = |table: &&TableSpec| table.keeps.is_some() && !account.recomputed.contains(&table.name);
     let line = |table: &TableSpec| {
-        format!(
-            "what {} remembers between batches is not touched: values of the person may be in <lake>/_tidegate/state until \
-             the watermark has passed them\n",
-            table.name
-        )
+        format!("what {} remembers between batches loses the entries that have the columns\n", table.name)
     };
     account.spec.tables.iter().filter(stays).map(line).collect()
 }

@@ -39,7 +39,8 @@ impl Checker<'_> {
         let given: Vec<&str> = named.iter().filter(|(_, given)| *given).map(|(key, _)| *key).collect();
         if let [first, second, ..] = given.as_slice() {
             let message = format!("`{name}` has both `{first}` and `{second}`");
-            let help = format!("give each a table of its own, one `from` the other; `{first}` first");
+            let help = "give each a table of its own, one `from` the other: `dedupe` before `join` before `aggregate`"
+                .to_string();
             self.refuse(&["tables", name, second], message, "one of them", Some(help));
             return None;
         }

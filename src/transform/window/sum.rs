@@ -108,7 +108,7 @@ impl ExactSum {
 
     fn overflow(&self, what: &str) -> Error {
         Error::new(ErrorKind::Data, format!("measure `{}`: the {} does not fit {what}", self.measure, self.kind.name()))
-            .help("cast the argument to what its results need: a wider decimal with fewer digits after the point, or DOUBLE")
+            .help("its argument must be cast to what the results need: a decimal with room for them, or DOUBLE")
     }
 
     fn add(&mut self, slot: usize, value: i128, count: i64) -> Result<()> {
