@@ -26,12 +26,12 @@ pub(super) async fn plan(global: &Global, args: &PipelineArgs) -> Result<Outcome
         Some(identity) => identity,
         None => compose::new_identity(&spec, &owner),
     };
-    let described = |table: &Box<dyn Table>| {
+    let described = |table: Box<dyn Table>| {
         let definition = table.definition();
         (definition.clone(), mode(definition, checked.compiled.upkeep(&definition.name)))
     };
     let tables: Vec<(TableDefinition, String)> =
-        compose::open_tables(&checked, &identity)?.iter().map(described).collect();
+        compose::open_tables(&checked, &identity)?.into_iter().map(described).collect();
     let mut starts = BTreeMap::new();
     for name in spec.sources.keys() {
         starts.insert(name.clone(), log.start(name).await?.map(|start| start.offsets));

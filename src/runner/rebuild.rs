@@ -245,7 +245,7 @@ impl Runner {
 
     /// The last batch that is done, where the pipeline may go on but for the meaning of `tables`.
     async fn standing_for(&mut self, tables: &[String]) -> Result<BatchId> {
-        self.forgive = tables.iter().cloned().collect();
+        self.forgive = tables.to_vec();
         let standing = self.standing().await;
         let observed = match standing {
             Ok(_) => self.ensure_observed().await,

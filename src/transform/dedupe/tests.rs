@@ -123,6 +123,9 @@ struct Oracle {
     kept: BTreeMap<(i64, &'static str), BTreeSet<Micros>>,
 }
 
+/// Rows aside: row, rule.
+type Sided = Vec<(usize, &'static str)>;
+
 impl Oracle {
     fn batch(
         &mut self,
@@ -130,7 +133,7 @@ impl Oracle {
         within: Micros,
         late: Late,
         time: &EventTime,
-    ) -> (Vec<i64>, Vec<(usize, &'static str)>, BTreeMap<&'static str, u64>) {
+    ) -> (Vec<i64>, Sided, BTreeMap<&'static str, u64>) {
         let (mut on, mut aside, mut counts) = (Vec::new(), Vec::new(), BTreeMap::new());
         for (number, row) in rows.iter().enumerate() {
             let (a, b, t) = match *row {

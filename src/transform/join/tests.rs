@@ -226,13 +226,16 @@ struct Oracle {
 /// Rows aside: input, row, rule.
 type Sided = Vec<(usize, usize, &'static str)>;
 
+/// A left row and what it was paired with.
+type Paired = (i64, Option<i64>);
+
 impl Oracle {
     fn batch(
         &mut self,
         arriving: &[Vec<Row>; 2],
         (within, outer, late): (Micros, bool, Late),
         time: &EventTime,
-    ) -> (Vec<(i64, Option<i64>)>, Sided, BTreeMap<&'static str, u64>) {
+    ) -> (Vec<Paired>, Sided, BTreeMap<&'static str, u64>) {
         let (mut aside, mut counts, mut found, mut nulls) = (Vec::new(), BTreeMap::new(), Vec::new(), Vec::new());
         let before = [self.taken[0].len(), self.taken[1].len()];
         for (side, rows) in arriving.iter().enumerate() {

@@ -94,7 +94,7 @@ fn without_any_rows_for_long_enough_what_is_open_is_closed_and_later_rows_are_la
 fn a_closed_session_takes_no_more_rows_whether_or_not_a_run_came_by_to_write_it() {
     let sessions = Rules { cut: Cut::Session(20 * MINUTE), idle_after: Some(SECOND / 2), ..finals("gold.sessions") };
     for looked in [false, true] {
-        let mut world = World::new("closed-session", &[sessions.clone()], 100);
+        let mut world = World::new("closed-session", std::slice::from_ref(&sessions), 100);
         put(&mut world, "a.ndjson", &[(8, 0)]);
         world.run(ARRIVED).success();
         std::thread::sleep(std::time::Duration::from_millis(600));
@@ -193,20 +193,21 @@ fn a_new_aggregate_in_a_pipeline_that_has_run_starts_whole() {
 #[test]
 fn another_key_window_or_measure_is_refused_naming_rebuild_and_a_rebuild_makes_it_so() {
     let rules = Rules::plain("gold.hours");
-    let changes: [(&str, &dyn Fn(String) -> String, &str); 4] = [
+    type Change<'a> = (&'a str, &'a dyn Fn(String) -> String, &'a str);
+    let changes: [Change<'_>; 4] = [
         ("by", &|text| text.replace("by: [k]", "by: [s]"), "∅"),
         ("window", &|text| text.replace("tumbling: 1h", "tumbling: 30m"), "a"),
         ("no window", &|text| text.replace("      window: {tumbling: 1h}\n", ""), "a"),
         ("measure", &|text| text.replace("n: count(*)", "n: count(*) + 100"), "a"),
     ];
     for (what, change, key) in changes {
-        let mut world = World::new("changed", &[rules.clone()], 100);
+        let mut world = World::new("changed", std::slice::from_ref(&rules), 100);
         put(&mut world, "a.ndjson", &[(8, 10), (8, 50), (9, 10)]);
         world.run(ARRIVED).success();
         let before = world.table("gold.hours", "SELECT k, n FROM t");
         assert_eq!(before, ["a|1", "a|2"]);
-        let changed = change(pipeline(&[rules.clone()], 100));
-        assert_ne!(changed, pipeline(&[rules.clone()], 100), "{what}");
+        let changed = change(pipeline(std::slice::from_ref(&rules), 100));
+        assert_ne!(changed, pipeline(std::slice::from_ref(&rules), 100), "{what}");
         world.sandbox.write(FILE, &changed);
         put(&mut world, "a.ndjson", &[(9, 20)]);
         let run = world.run(ARRIVED).code(&[78]).says("tidegate rebuild").says("gold.hours");
@@ -232,10 +233,10 @@ fn another_key_window_or_measure_is_refused_naming_rebuild_and_a_rebuild_makes_i
 fn a_state_beyond_its_limit_is_refused_before_anything_is_written_and_a_higher_limit_goes_on() {
     let rules = Rules::plain("gold.hours");
     let limited = |limit: &str| {
-        pipeline(&[rules.clone()], 10_000)
+        pipeline(std::slice::from_ref(&rules), 10_000)
             .replace("    aggregate:\n", &format!("    state: {{limit: {limit}}}\n    aggregate:\n"))
     };
-    let mut world = World::new("limit", &[rules.clone()], 10_000);
+    let mut world = World::new("limit", std::slice::from_ref(&rules), 10_000);
     world.sandbox.write(FILE, &limited("200KB"));
     put(&mut world, "a.ndjson", &[(8, 10)]);
     world.run(ARRIVED).success();
