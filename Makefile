@@ -61,7 +61,7 @@ kafka-up: ## Start a real Kafka on localhost:9092 (Docker, else Java 17 and Mave
 kafka-down: ## Stop it; its data is kept
 	@tests/kafka/kafka.sh down
 
-.PHONY: airflow e2e-full bench memory serve-full cross-check
+.PHONY: airflow e2e-full bench memory serve-full dashboard cross-check
 airflow: build ## A real Airflow 3 (from PyPI) runs the DAG that `init --with airflow` writes
 	TIDEGATE=$(BIN) tests/airflow/run.sh
 e2e-full: ## The end-to-end tests at full size: 1,000,000 orders, 30 kills
@@ -72,5 +72,7 @@ memory: ## Peak memory while a backlog of 5,000,000 rows is drained
 	@tests/memory.sh
 serve-full: ## Fifty pipelines in one process for five minutes, over files and over Kafka, and a crontab's minute
 	TIDEGATE_REQUIRE_KAFKA=1 TIDEGATE_SERVE_SECONDS=300 cargo test $(TEST_FLAGS) --test it e2e::serve -- --nocapture --test-threads=1
+dashboard: ## 10,000 events a second into sliding windows for five minutes, from a real Kafka: how old a row is when it can be seen
+	TIDEGATE_REQUIRE_KAFKA=1 TIDEGATE_DASHBOARD_SECONDS=300 TIDEGATE_DASHBOARD_RATE=10000 cargo test $(TEST_FLAGS) --test it e2e::dashboard -- --nocapture
 cross-check: ## Python deltalake and Spark read the tables of LAKE (default: the demo's) and must agree
 	@tests/cross_check/run.sh $(or $(LAKE),$(DEMO)/lake)

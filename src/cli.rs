@@ -104,6 +104,8 @@ pub enum Command {
     Run(RunArgs),
     /// Derive days or hours of event time again from the bronze tables; safe beside a running pipeline
     Backfill(BackfillArgs),
+    /// Compute tables that aggregate again, whole, from stored rows; shows what would be done unless --yes
+    Rebuild(RebuildArgs),
     /// Run many pipelines in one process, each by its own trigger, until a signal; SIGHUP reads the files again
     Serve(ServeArgs),
     /// Run the tests of pipeline files: rows in, rows out, without any service, in memory
@@ -214,6 +216,24 @@ pub struct RunArgs {
     /// Exit code when there was nothing to read; 99 makes an Airflow task "skipped"
     #[arg(long, env = "TIDEGATE_NO_DATA_EXIT_CODE", value_name = "CODE")]
     pub no_data_exit_code: Option<u8>,
+    /// When everything is read, close what is still open: windows of `emit: final`, rows of a left join that wait. Rows that
+    /// come for them later are late
+    #[arg(long)]
+    pub flush: bool,
+}
+
+/// Arguments of `rebuild`.
+#[derive(Debug, Args)]
+pub struct RebuildArgs {
+    /// The pipeline.
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
+    /// Which tables: aggregates, or `refresh` tables
+    #[arg(long = "table", value_name = "TABLE", required = true)]
+    pub tables: Vec<String>,
+    /// Do it
+    #[arg(long)]
+    pub yes: bool,
 }
 
 /// Arguments of `backfill`.

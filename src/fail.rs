@@ -143,6 +143,8 @@ points! {
     DATA_COMPLETE_DONE = "data.complete.done";
     /// It is read.
     DATA_GET = "data.get";
+    /// Notes of days that are derived again are looked for.
+    DATA_LIST = "data.list";
     /// One that no commit names is deleted.
     DATA_DELETE = "data.delete";
     /// It is gone.
@@ -168,6 +170,19 @@ points! {
     MEMORY_DATA_PUT_DONE = "memory.data.put.done";
     /// They are read.
     MEMORY_DATA_GET = "memory.data.get";
+
+    /// What a table remembers.
+    STATE_PUT = "state.put";
+    /// It exists.
+    STATE_PUT_DONE = "state.put.done";
+    /// It is read.
+    STATE_GET = "state.get";
+    /// Old ones are looked for.
+    STATE_LIST = "state.list";
+    /// An old one is deleted.
+    STATE_DELETE = "state.delete";
+    /// It is gone.
+    STATE_DELETE_DONE = "state.delete.done";
 }
 
 #[cfg(not(feature = "failpoints"))]

@@ -14,7 +14,8 @@
 //! bound     ranges = source.bound(from, end, limits)                    no durable effect; skipped on Replay
 //! plan      put-if-absent offsets/N                                     the intent is durable
 //! read      rows of exactly [from, until)                               same ranges => same rows, same order
-//! shape     decode -> expectations -> SQL per table                     deterministic function of (rows, plan)
+//! shape     decode -> expectations -> SQL per table                     deterministic function of (rows, plan); tables
+//!           that remember: (state N-1, rows, plan) -> (rows, state N)   the file of state N is there before the commit
 //! apply     dead letters, then per table in graph order: one Delta commit with txn N   atomic; skipped where txn >= N
 //! commit    put-if-absent commits/N                                     the batch is done
 //! ack       copy offsets to the Kafka consumer group                    best effort, for lag tools; never read back

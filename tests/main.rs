@@ -13,6 +13,9 @@ mod support;
 // equal the oracle's; what cannot be read is said with the right exit code.
 mod e2e;
 
+// Refresh tables that follow what changed hold what their SQL makes of the whole table.
+mod refresh;
+
 // The commands that only look: status, history, lag, query, graph.
 mod look;
 

@@ -9,6 +9,7 @@ use arrow::datatypes::SchemaRef;
 use super::Failure;
 use crate::checkpoint::lock::{self, Lock};
 use crate::checkpoint::log::ObjectLog;
+use crate::checkpoint::states::States;
 use crate::checkpoint::{CheckpointLog, Identity};
 use crate::cli::Global;
 use crate::config::document::{SqlField, SqlPlace};
@@ -93,14 +94,18 @@ pub(super) fn add_sql(report: &mut Report, problem: SqlProblem) {
     };
     let code = match &field {
         Field::Sql => Code::TableSql,
-        Field::Expect(_) | Field::DeleteWhen => Code::TableRule,
-        Field::Key | Field::OrderBy | Field::Drop | Field::By | Field::PartitionBy => Code::TableColumns,
+        Field::Expect(_) | Field::DeleteWhen | Field::Measure(_) => Code::TableRule,
+        Field::Key | Field::OrderBy | Field::Drop | Field::By | Field::PartitionBy | Field::Inside(_) => {
+            Code::TableColumns
+        }
         Field::From | Field::Write => Code::TableShape,
     };
     let path = match &field {
         Field::Sql => return report.add_sql(code, at(SqlField::Sql), message, help),
         Field::DeleteWhen => return report.add_sql(code, at(SqlField::DeleteWhen), message, help),
         Field::Expect(name) => return report.add_sql(code, at(SqlField::Expect(name)), message, help),
+        Field::Measure(name) => return report.add_sql(code, at(SqlField::Measure(name)), message, help),
+        Field::Inside(path) => below(path),
         Field::Key => below(&["write", "upsert", "key"]),
         Field::OrderBy => below(&["write", "upsert", "order_by"]),
         Field::Drop => below(&["write", "upsert", "drop"]),
@@ -253,6 +258,7 @@ pub(super) fn parts(
         log,
         clock,
         observer,
+        states: States::new(&storage::open(&checked.spec.lake)?)?,
         spec: checked.spec,
     })
 }

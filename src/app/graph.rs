@@ -118,6 +118,7 @@ fn written(table: &TableSpec) -> String {
         WriteSpec::Append => "append".to_string(),
         WriteSpec::Upsert { key, .. } => format!("upsert by {}", key.join(", ")),
         WriteSpec::Refresh { by } => format!("refresh by {}", by.join(", ")),
+        WriteSpec::Windows { by } => format!("windows by {}", by.join(", ")),
     }
 }
 

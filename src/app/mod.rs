@@ -18,6 +18,7 @@ mod output;
 mod plan;
 mod progress;
 mod query;
+mod rebuild;
 mod run;
 mod serve;
 mod status;
@@ -131,6 +132,7 @@ async fn dispatch(cli: &Cli) -> Result<Outcome, Failure> {
         Command::Plan(args) => plan::plan(global, args).await,
         Command::Run(args) => run::run(global, args).await,
         Command::Backfill(args) => backfill::backfill(global, args).await,
+        Command::Rebuild(args) => rebuild::rebuild(global, args).await,
         Command::Serve(args) => serve::serve(global, args).await,
         Command::Test(args) => test::test(global, args).await,
         Command::Status(args) => status::status(global, args).await,
@@ -168,6 +170,7 @@ fn name_file(failure: Failure, cli: &Cli) -> Failure {
         Command::Plan(args) | Command::Offsets(OffsetsCommand::Show(args)) => &args.file,
         Command::Run(args) => &args.pipeline.file,
         Command::Backfill(args) => &args.pipeline.file,
+        Command::Rebuild(args) => &args.pipeline.file,
         Command::Status(args) => match args.files.as_slice() {
             [file] => file,
             _ => return failure,

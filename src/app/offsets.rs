@@ -187,11 +187,15 @@ async fn relocate(
     }
     let by_source = BTreeMap::from([(source_name.clone(), moved.clone())]);
     let effects = runner.effects(&by_source).await?;
+    let rebuilt = runner.rebuilt_by(&by_source)?;
     let doubled: Vec<&String> = effects.iter().filter(|(_, e)| **e == Effect::Doubles).map(|(name, _)| name).collect();
     if !doubled.is_empty() && !how.accept_duplicates {
         return Err(doubles(&doubled, typed).into());
     }
     let mut text = account(&spec, &source_name, &moved, &effects);
+    for table in &rebuilt {
+        text.push_str(&format!("  {table}: computed again now, whole, from the rows that stay; then it goes on\n"));
+    }
     let mut batch = None;
     if how.yes {
         let record = runner.relocate(by_source).await?;
@@ -315,7 +319,7 @@ fn account(spec: &PipelineSpec, source: &str, moved: &OffsetRanges, effects: &BT
                 table.name,
                 by.join(", ")
             )),
-            WriteSpec::Append => {}
+            WriteSpec::Append | WriteSpec::Windows { .. } => {}
         }
     }
     text

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::cli::Global;
 use crate::config::report::Report;
 use crate::error::{Error, ErrorKind};
-use crate::model::batch::{BatchPlan, CommitRecord, ForeignWrite, Owner};
+use crate::model::batch::{BatchPlan, CommitRecord, ForeignWrite, Owner, Receipt};
 use crate::model::lag::{Because, Headroom, Lag};
 use crate::model::loss::Lost;
 
@@ -134,10 +134,38 @@ pub(super) fn progress_json(plan: &BatchPlan, record: &CommitRecord, pipeline_id
         "numInputRows": record.input_rows,
         "processedRowsPerSecond": (rate * 10.0).round() / 10.0,
         "durationMs": record.duration_ms,
-        "stateOperators": [],
+        "eventTime": event_time(record),
+        "stateOperators": state_operators(record),
         "sources": sources,
         "sink": { "description": "Delta", "numOutputRows": written },
     })
+}
+
+/// Spark's `eventTime`: the watermark of the table that is furthest behind.
+fn event_time(record: &CommitRecord) -> Value {
+    match record.next_watermarks.values().min() {
+        Some(watermark) => {
+            json!({ "watermark": watermark.to_rfc3339_opts(chrono::SecondsFormat::Millis, true) })
+        }
+        None => json!({}),
+    }
+}
+
+/// Spark's `stateOperators`: one a table that remembers something.
+fn state_operators(record: &CommitRecord) -> Vec<Value> {
+    let remembers = |(table, receipt): (&String, &Receipt)| {
+        let (entries, bytes) = receipt.state_size?;
+        let late = record.expectations.get(&format!("{table}.late")).copied().unwrap_or_default();
+        let watermark = record.next_watermarks.get(table);
+        Some(json!({
+            "operatorName": table,
+            "numRowsTotal": entries,
+            "memoryUsedBytes": bytes,
+            "numRowsDroppedByWatermark": late,
+            "watermark": watermark.map(|at| at.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)),
+        }))
+    };
+    record.tables.iter().filter_map(remembers).collect()
 }
 
 /// Commits of others: the newest few by name, the others by number.

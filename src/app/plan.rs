@@ -15,7 +15,7 @@ use crate::model::recover::{Decision, Facts, recover};
 use crate::runner::event::Event;
 use crate::runner::{Runner, code};
 use crate::source::Source;
-use crate::table::{TableDefinition, WriteMode};
+use crate::table::{Table, TableDefinition, WriteMode};
 
 pub(super) async fn plan(global: &Global, args: &PipelineArgs) -> Result<Outcome, Failure> {
     let checked = compose::check(global, &args.file).await?;
@@ -26,8 +26,12 @@ pub(super) async fn plan(global: &Global, args: &PipelineArgs) -> Result<Outcome
         Some(identity) => identity,
         None => compose::new_identity(&spec, &owner),
     };
-    let definitions: Vec<TableDefinition> =
-        compose::open_tables(&checked, &identity)?.iter().map(|table| table.definition().clone()).collect();
+    let described = |table: Box<dyn Table>| {
+        let definition = table.definition();
+        (definition.clone(), mode(definition, checked.compiled.upkeep(&definition.name)))
+    };
+    let tables: Vec<(TableDefinition, String)> =
+        compose::open_tables(&checked, &identity)?.into_iter().map(described).collect();
     let mut starts = BTreeMap::new();
     for name in spec.sources.keys() {
         starts.insert(name.clone(), log.start(name).await?.map(|start| start.offsets));
@@ -57,7 +61,7 @@ pub(super) async fn plan(global: &Global, args: &PipelineArgs) -> Result<Outcome
             (format!("batch {batch}"), ranges(&facts, &starts, &mut sources, spec.max_rows).await?)
         }
     };
-    Ok(outcome(&spec.name, &next, &sources, &facts, &definitions))
+    Ok(outcome(&spec.name, &next, &sources, &facts, &tables))
 }
 
 type Planned = BTreeMap<String, (OffsetRanges, i64)>;
@@ -88,7 +92,13 @@ async fn ranges(
     Ok(planned)
 }
 
-fn outcome(pipeline: &str, next: &str, sources: &Planned, facts: &Facts, tables: &[TableDefinition]) -> Outcome {
+fn outcome(
+    pipeline: &str,
+    next: &str,
+    sources: &Planned,
+    facts: &Facts,
+    tables: &[(TableDefinition, String)],
+) -> Outcome {
     let mut text = format!("{pipeline}: {next}\n\n");
     let mut rows = Vec::new();
     for (name, (ranges, backlog)) in sources {
@@ -112,13 +122,11 @@ fn outcome(pipeline: &str, next: &str, sources: &Planned, facts: &Facts, tables:
         text.push_str(&aligned(&["source", "partition", "from", "until", "offsets"], &rows, 2));
     }
     text.push('\n');
-    for table in tables {
+    for (table, mode) in tables {
         let version = facts.tables.get(&table.name).and_then(|fact| fact.version);
         match version {
-            Some(version) => {
-                text.push_str(&format!("-- {}: exists at version {version}, {}\n", table.name, mode(table)))
-            }
-            None => text.push_str(&format!("-- {}: would be created, {}\n{}\n", table.name, mode(table), ddl(table))),
+            Some(version) => text.push_str(&format!("-- {}: exists at version {version}, {mode}\n", table.name)),
+            None => text.push_str(&format!("-- {}: would be created, {mode}\n{}\n", table.name, ddl(table))),
         }
     }
     text.push_str("\nnothing was read or written\n");
@@ -130,22 +138,25 @@ fn outcome(pipeline: &str, next: &str, sources: &Planned, facts: &Facts, tables:
         "sources": sources.iter().map(|(name, (ranges, backlog))| {
             json!({ "name": name, "ranges": ranges, "backlog": backlog })
         }).collect::<Vec<Value>>(),
-        "tables": tables.iter().map(|table| {
+        "tables": tables.iter().map(|(table, mode)| {
             let version = facts.tables.get(&table.name).and_then(|fact| fact.version);
-            json!({ "name": table.name, "version": version, "write": mode(table), "ddl": ddl(table) })
+            json!({ "name": table.name, "version": version, "write": mode, "ddl": ddl(table) })
         }).collect::<Vec<Value>>(),
     });
     Outcome { text, json, code: 0 }
 }
 
-fn mode(table: &TableDefinition) -> String {
+fn mode(table: &TableDefinition, upkeep: Option<String>) -> String {
     match &table.write {
         WriteMode::Append => "append".to_string(),
         WriteMode::Upsert { key, order_by, .. } if order_by.is_empty() => format!("upsert by {}", key.join(", ")),
         WriteMode::Upsert { key, order_by, .. } => {
             format!("upsert by {}, newest {} wins", key.join(", "), order_by.join(", "))
         }
-        WriteMode::Refresh { by } => format!("refresh by {}", by.join(", ")),
+        WriteMode::Refresh { by } => {
+            let upkeep = upkeep.map(|how| format!(", {how}")).unwrap_or_default();
+            format!("refresh by {}{upkeep}", by.join(", "))
+        }
     }
 }
 

@@ -30,6 +30,11 @@ pub(super) async fn run(global: &Global, args: &RunArgs) -> Result<Outcome, Fail
         Some(text) => parse_trigger(text)?,
         None => spec.trigger.clone(),
     };
+    if args.flush && trigger != Trigger::AvailableNow.into() {
+        return Err(Error::new(ErrorKind::Usage, "--flush goes with a run that ends when everything is read")
+            .help("nothing was read or written; add --trigger available_now")
+            .into());
+    }
     let owner = compose::owner();
     let log = compose::open_log(&spec)?;
     let _lock = compose::lock(&spec, &log, &owner)?;
@@ -38,6 +43,9 @@ pub(super) async fn run(global: &Global, args: &RunArgs) -> Result<Outcome, Fail
     let run_id = owner.run_id.clone();
     let parts = compose::parts(checked, &identity, owner, Box::new(log), Box::new(display))?;
     let mut runner = Runner::new(parts);
+    if args.flush {
+        runner.flush_at_end();
+    }
     let ended = match &trigger {
         Schedule::Trigger(trigger) => runner.run(trigger, stop).await,
         Schedule::Cron(cron) => at_ticks(&mut runner, cron, spec.timezone, stop).await,

@@ -27,7 +27,14 @@ pub(super) async fn validate(global: &Global, args: &ValidateArgs) -> Result<Out
             Ok(checked) => {
                 let tables: Vec<&str> = checked.spec.tables.iter().map(|table| table.name.as_str()).collect();
                 text.push_str(&format!("{}: ok, {}\n", file.display(), tables.join(" → ")));
-                results.push(json!({ "file": file, "ok": true, "pipeline": checked.spec.name, "tables": tables }));
+                let upkeep = |table: &&str| Some((table.to_string(), checked.compiled.upkeep(table)?));
+                let upkeep: BTreeMap<String, String> = tables.iter().filter_map(upkeep).collect();
+                for (table, how) in &upkeep {
+                    text.push_str(&format!("  {table}: {how}\n"));
+                }
+                results.push(json!({
+                    "file": file, "ok": true, "pipeline": checked.spec.name, "tables": tables, "refresh": upkeep,
+                }));
             }
             Err(failure) => {
                 bad += 1;

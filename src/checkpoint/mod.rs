@@ -12,6 +12,7 @@ pub mod inspect;
 pub mod lock;
 pub mod log;
 mod seal;
+pub mod states;
 
 use async_trait::async_trait;
 

@@ -12,6 +12,8 @@ pub enum SqlField<'a> {
     DeleteWhen,
     /// `expect.<name>.check`.
     Expect(&'a str),
+    /// `aggregate.measures.<name>`.
+    Measure(&'a str),
 }
 
 /// A place in a piece of SQL: lines and columns count from 1, columns and length in characters.
@@ -94,6 +96,7 @@ impl Document {
             SqlField::Sql => vec!["tables", table, "sql"],
             SqlField::DeleteWhen => vec!["tables", table, "write", "upsert", "delete_when"],
             SqlField::Expect(name) => vec!["tables", table, "expect", name, "check"],
+            SqlField::Measure(name) => vec!["tables", table, "aggregate", "measures", name],
         };
         let fallback = || self.span_of(&path);
         let Some(node) = self.node(&path) else { return fallback() };

@@ -261,8 +261,8 @@ pub enum RawLookup {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawTable {
-    /// Where its rows come from: `source`, a source's name, or a table's name.
-    pub from: String,
+    /// Where its rows come from: `source`, a source's name, or a table's name. Not with `join`, which names two.
+    pub from: Option<String>,
     /// The query; `batch` = the rows of this micro-batch. Default: all rows and columns of `from`
     pub sql: Option<String>,
     /// Which SQL engine. Default: polars
@@ -275,6 +275,147 @@ pub struct RawTable {
     pub partition_by: Option<OneOrMany>,
     /// What is done to this table between batches, where it differs from the pipeline's `maintain`.
     pub maintain: Option<RawMaintain>,
+    /// What is late, and what becomes of it; for `aggregate`, `dedupe` and `join`.
+    pub watermark: Option<RawWatermark>,
+    /// Measures per window of event time, over the rows that `sql` makes of the batch.
+    pub aggregate: Option<RawAggregate>,
+    /// When rows of windows are written: update, final or complete. Default: update
+    pub emit: Option<RawEmit>,
+    /// Rows that repeat an earlier one are left out and counted.
+    pub dedupe: Option<RawDedupe>,
+    /// Rows of two tables or sources that belong together; `batch` in `sql` is the pairs.
+    pub join: Option<RawJoin>,
+    /// Limits of what the table remembers between batches.
+    pub state: Option<RawState>,
+}
+
+/// What is late: rows whose windows ended at or before the highest event time seen, less the delay.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawWatermark {
+    /// How much rows may be out of order, such as 5m.
+    pub delay: Option<Quantity>,
+    /// What becomes of late rows: drop, quarantine or update. Default: quarantine
+    pub late: Option<RawLate>,
+    /// With `late: update`: how long closed windows can still be updated, in event time. Default: 1d
+    pub keep: Option<Quantity>,
+    /// Rows further ahead of the batch's time than this are quarantined: one broken clock would close every window. Default: 1h
+    pub max_ahead: Option<Quantity>,
+    /// A partition without rows for this long holds the watermark back no more. Default: 5m
+    pub idle: Option<Quantity>,
+    /// Without any rows for this long, what is open is closed. Default: never
+    pub idle_after: Option<Quantity>,
+    /// The column that holds the event time. Default: that of the source
+    pub event_time: Option<String>,
+}
+
+/// What becomes of late rows.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RawLate {
+    /// Counted and left out.
+    Drop,
+    /// Counted and sent to the dead-letter table.
+    Quarantine,
+    /// Counted and worked in, while the window is kept.
+    Update,
+}
+
+/// Measures per window and group.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawAggregate {
+    /// How event time is cut. Default: not at all, one running total per group
+    pub window: Option<RawWindow>,
+    /// Columns that name a group.
+    pub by: Option<OneOrMany>,
+    /// SQL over aggregates by column name, such as `revenue: sum(amount)`.
+    pub measures: BTreeMap<String, String>,
+}
+
+/// A window: one of tumbling, sliding with every, session, calendar.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawWindow {
+    /// Windows of this length, one after the other, such as 1m.
+    pub tumbling: Option<Quantity>,
+    /// Windows of this length, with a new one starting `every` so often.
+    pub sliding: Option<Quantity>,
+    /// From the start of one sliding window to the next.
+    pub every: Option<Quantity>,
+    /// Events of a group that follow each other within this gap, such as 30m.
+    pub session: Option<Quantity>,
+    /// Days, weeks or months in the pipeline's timezone.
+    pub calendar: Option<RawCalendar>,
+}
+
+/// Stretches of the calendar.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RawCalendar {
+    /// From midnight to midnight.
+    Day,
+    /// From Monday to Monday.
+    Week,
+    /// From the first to the first.
+    Month,
+}
+
+/// When rows of windows are written.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RawEmit {
+    /// Touched windows are written with every batch, in place of what was there.
+    Update,
+    /// A window is written once, when it is closed, and never changes.
+    Final,
+    /// As update, and nothing is ever closed or late.
+    Complete,
+}
+
+/// Deduplication: the first row of a key wins.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawDedupe {
+    /// Columns that tell rows apart.
+    pub key: OneOrMany,
+    /// Rows of one key whose event times are less than this apart are the same row.
+    pub within: Option<Quantity>,
+}
+
+/// A join of two streams within a time bound.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawJoin {
+    /// A table or source; with `type: left`, its rows come out alone when nothing matches in time.
+    pub left: String,
+    /// The other table or source.
+    pub right: String,
+    /// Columns that both have and that must be equal.
+    pub on: OneOrMany,
+    /// How far apart the event times of a pair may be, either way.
+    pub within: Option<Quantity>,
+    /// inner or left. Default: inner
+    #[serde(rename = "type")]
+    pub kind: Option<RawJoinKind>,
+}
+
+/// Which rows of a join come out.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RawJoinKind {
+    /// Pairs.
+    Inner,
+    /// Pairs, and rows of the left side that have none.
+    Left,
+}
+
+/// Limits of state.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawState {
+    /// Memory that the table's state may take; a batch that needs more is refused. Default: 1GB
+    pub limit: Option<Quantity>,
 }
 
 /// Maintenance of tables.
@@ -366,6 +507,9 @@ pub struct RawUpsert {
 pub struct RawRefresh {
     /// Group columns.
     pub by: OneOrMany,
+    /// Counts and sums follow what changed where that is exact; `false` = every group is computed from all of its rows.
+    /// The rows are the same. Default: true
+    pub incremental: Option<bool>,
 }
 
 /// Dead letters.

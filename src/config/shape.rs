@@ -9,9 +9,7 @@ use super::report::{Problem, Span, closest};
 use super::yaml::{Entry, Node, Scalar, Style, Value};
 use crate::error::Code;
 
-/// In the contract, not in this version: said plainly instead of "unknown key".
-const LATER_KEYS: [&str; 5] = ["watermark", "aggregate", "emit", "dedupe", "join"];
-/// The same for words.
+/// In the contract, not in this version: said plainly instead of "unknown value".
 const LATER_WORDS: [&str; 3] = ["avro", "protobuf", "debezium"];
 
 /// Whether keys that a complete file needs may be missing.
@@ -198,11 +196,6 @@ impl<'s> Walker<'s> {
     }
 
     fn unknown_key(&mut self, entry: &Entry, properties: &[(&str, &'s Json)]) {
-        if LATER_KEYS.contains(&entry.key.as_str()) {
-            let message = format!("`{}` is not available in this version", entry.key);
-            let problem = Problem::at(entry.key_span, message).coded(Code::NotYet).label("remove it for now");
-            return self.problem_of_key(&entry.key, problem);
-        }
         let mut accepted: Vec<&str> = properties.iter().map(|(key, _)| *key).collect();
         accepted.sort_unstable();
         let subject = self.subject();

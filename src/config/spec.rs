@@ -10,6 +10,7 @@ use arrow::datatypes::{DataType, SchemaRef};
 use chrono::{DateTime, Utc};
 
 use crate::model::trigger::Schedule;
+use crate::model::window::{Emit, Late, Micros, Window};
 
 /// A value that must not be printed. `Debug`, `Display` and `Serialize` show `***`.
 #[derive(Clone, PartialEq, Eq)]
@@ -274,6 +275,95 @@ pub struct TableSpec {
     pub write: WriteSpec,
     /// Partition columns.
     pub partition_by: Vec<String>,
+    /// A refresh table may be kept by what changed upstream, where that is exact. No part of `write`: it changes no row.
+    pub incremental: bool,
+    /// What it remembers from batch to batch.
+    pub keeps: Option<KeepsSpec>,
+}
+
+impl TableSpec {
+    /// Every upstream whose rows of the batch it takes.
+    pub fn inputs(&self) -> Vec<&From> {
+        let right = match self.keeps.as_ref().map(|keeps| &keeps.operator) {
+            Some(OperatorSpec::Join(join)) => Some(&join.right),
+            _ => None,
+        };
+        std::iter::once(&self.from).chain(right).collect()
+    }
+}
+
+/// What a table remembers from batch to batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeepsSpec {
+    /// What for.
+    pub operator: OperatorSpec,
+    /// What is late.
+    pub watermark: WatermarkSpec,
+    /// Bytes of memory that it may take.
+    pub limit: u64,
+}
+
+/// What a table's state is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OperatorSpec {
+    /// `aggregate`.
+    Aggregate(AggregateSpec),
+    /// `dedupe`.
+    Dedupe(DedupeSpec),
+    /// `join`.
+    Join(JoinSpec),
+}
+
+/// `aggregate` and `emit`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AggregateSpec {
+    /// How event time is cut; `None` = running totals.
+    pub window: Option<Window>,
+    /// Group columns.
+    pub by: Vec<String>,
+    /// Column name and SQL, in file order.
+    pub measures: Vec<(String, String)>,
+    /// When rows are written.
+    pub emit: Emit,
+}
+
+/// `dedupe`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DedupeSpec {
+    /// Columns that tell rows apart.
+    pub key: Vec<String>,
+    /// Rows of one key that are less than this apart are the same row.
+    pub within: Micros,
+}
+
+/// `join`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JoinSpec {
+    /// The other side; the table's `from` is the left one.
+    pub right: From,
+    /// Columns of both sides.
+    pub on: Vec<String>,
+    /// How far apart event times may be, either way.
+    pub within: Micros,
+    /// Left rows without a match come out, too.
+    pub outer: bool,
+}
+
+/// `watermark`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WatermarkSpec {
+    /// How much rows may be out of order.
+    pub delay: Micros,
+    /// What becomes of late rows.
+    pub late: Late,
+    /// Rows further ahead of the batch's time are not believed.
+    pub max_ahead: Micros,
+    /// A partition without rows for this long, in the pipeline's time, holds nothing back.
+    pub idle: Micros,
+    /// Without any rows for this long everything open is closed; `None` = never.
+    pub idle_after: Option<Micros>,
+    /// The event-time column of each input, in the order of [`TableSpec::inputs`].
+    pub columns: Vec<String>,
 }
 
 /// Upstream of a table.
@@ -337,6 +427,11 @@ pub enum WriteSpec {
     /// `refresh`.
     Refresh {
         /// Group columns.
+        by: Vec<String>,
+    },
+    /// `aggregate` with `emit: update` or `complete`: rows of touched windows are replaced.
+    Windows {
+        /// Columns that name a window of a group.
         by: Vec<String>,
     },
 }

@@ -261,6 +261,10 @@ codes! {
         "`key`, `order_by`, `by` and the like give stored rows their meaning; they cannot change under the rows.",
         "Put it back, or give the table another name: a new table is computed anew.",
         "silver.orders was written by key=order_id and is now to be written by key=order_id,line";
+    514 StateLost: "what a table remembers is gone or damaged",
+        "Open windows, keys and waiting rows are kept in `<lake>/_tidegate/state`; without them the next batch would count wrong.",
+        "Bring the file back from a backup, or compute the table again from what it reads: `tidegate rebuild FILE --table T`.",
+        "the state of gold.orders_per_minute is gone";
     520 CheckpointDamaged: "a checkpoint object cannot be believed",
         "The object is cut off, was changed, or belongs to another checkpoint: its checksum or identity does not fit.",
         "Restore it from a backup, or `tidegate checkpoint rebuild FILE`, which moves damaged objects aside.",
@@ -289,6 +293,11 @@ codes! {
         "The query is right and a value does not fit it: a cast, a division, an overflow.",
         "TRY_CAST makes null of a value that cannot be cast; an expectation can then set the row aside.",
         "the SQL failed on this batch's rows";
+    605 StateTooLarge: "a table would remember more than it may",
+        "Open windows, keys within `dedupe`, or rows waiting in a `join` need more memory than `state: {limit: …}` allows. The batch \
+         was refused before anything was written.",
+        "Raise the limit if the machine has the memory; else shorten `delay`, `within` or the window, or group by fewer values.",
+        "the state of gold.sessions needs 1.2 GB, its limit is 1 GB";
 
     // Storage.
     701 DiskFull: "the disk is full",

@@ -56,6 +56,10 @@ pub struct BatchPlan {
     /// Dead letters that an operator replays or gives up (`tidegate dlq`). Such a batch reads nothing from a source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub letters: Option<Letters>,
+    /// Tables that are computed again, whole, from what they read: what they remember could not follow. Such a batch reads
+    /// nothing from a source.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rebuild: Vec<String>,
     /// What an operator wants forgotten (`tidegate forget`). Such a batch reads nothing from a source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forget: Option<Forget>,
@@ -66,7 +70,7 @@ pub struct BatchPlan {
     /// offsets.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub incarnations: BTreeMap<String, Incarnations>,
-    /// Event-time watermark in force for this batch, by source name; absent = none yet.
+    /// Event-time watermark in force for this batch, by table; absent = none yet.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub watermarks: BTreeMap<String, DateTime<Utc>>,
     /// Delta versions of lookups, by lookup name.
@@ -127,7 +131,7 @@ impl BatchPlan {
 
     /// Whether an operator made the batch: it reads nothing from a source.
     pub fn is_by_hand(&self) -> bool {
-        self.is_move() || self.letters.is_some() || self.forget.is_some()
+        self.is_move() || self.letters.is_some() || self.forget.is_some() || !self.rebuild.is_empty()
     }
 
     /// Whether rows flow through the pipeline: from sources, or from dead letters that are replayed.
@@ -210,6 +214,12 @@ pub struct Receipt {
     /// What others changed in the table between the batch before and this one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub foreign: Vec<ForeignWrite>,
+    /// The file that holds what the table remembers after the batch, where it remembers something.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    /// Entries and bytes of memory that it remembers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_size: Option<(u64, u64)>,
     /// Data files added.
     #[serde(default)]
     pub files_added: u64,
@@ -235,7 +245,7 @@ pub struct CommitRecord {
     /// What the batch went without, by source name: what its plan says, and what was lost between the plan and its end.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub lost: BTreeMap<String, Vec<Lost>>,
-    /// Watermark for the next batch, by source name.
+    /// Watermark after the batch, by table.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub next_watermarks: BTreeMap<String, DateTime<Utc>>,
     /// What each table did, dead letters included.

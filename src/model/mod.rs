@@ -17,3 +17,5 @@ pub mod relocate;
 pub mod supervise;
 pub mod trigger;
 pub mod verify;
+pub mod watermark;
+pub mod window;

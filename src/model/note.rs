@@ -41,6 +41,9 @@ pub struct Note {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forget: Option<Forget>,
     /// As in the plan.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rebuild: Vec<String>,
+    /// As in the plan.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub incarnations: BTreeMap<String, Incarnations>,
     /// As in the plan.
@@ -59,6 +62,9 @@ pub struct Note {
     /// a tidegate wrote this that did not note it yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<i64>,
+    /// The file that holds what the table remembers after the batch, where it remembers something.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
     /// Every table that the batch is applied to, dead letters included.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tables: Vec<String>,
@@ -89,6 +95,7 @@ impl Note {
             skipped: plan.skipped.clone(),
             moved: plan.moved.clone(),
             letters: plan.letters.clone(),
+            rebuild: plan.rebuild.clone(),
             forget: plan.forget.clone(),
             incarnations: plan.incarnations.clone(),
             watermarks: plan.watermarks.clone(),
@@ -96,6 +103,7 @@ impl Note {
             recipe: plan.recipe.clone(),
             meaning: plan.meaning.get(table).map(|meaning| digest(meaning)),
             memory: None,
+            state: None,
             tables,
         };
         serde_json::to_string(&Wrapped { tidegate: note })
@@ -110,6 +118,12 @@ impl Note {
     /// What is not a note stays as it is.
     pub fn with_memory(text: &str, memory: i64) -> String {
         let with = |note| Wrapped { tidegate: Note { memory: Some(memory), ..note } };
+        Note::read(text).and_then(|note| serde_json::to_string(&with(note)).ok()).unwrap_or_else(|| text.to_string())
+    }
+
+    /// The same note, which also names the table's state.
+    pub fn with_state(text: &str, state: &str) -> String {
+        let with = |note| Wrapped { tidegate: Note { state: Some(state.to_string()), ..note } };
         Note::read(text).and_then(|note| serde_json::to_string(&with(note)).ok()).unwrap_or_else(|| text.to_string())
     }
 
@@ -197,6 +211,7 @@ mod tests {
             skipped: source(ranges(&[("b", 12, 20)])),
             moved: BTreeMap::new(),
             letters: None,
+            rebuild: Vec::new(),
             forget: None,
             lost: BTreeMap::new(),
             incarnations: BTreeMap::new(),

@@ -331,7 +331,7 @@ fn agreed(present: &BTreeMap<&String, &TableTrace>, batch: BatchId) -> Result<No
         let Some(note) = sufficient else {
             return Err(Refusal::NoNote { table: table.to_string(), batch });
         };
-        let note = Note { meaning: None, memory: None, ..note.clone() };
+        let note = Note { meaning: None, memory: None, state: None, ..note.clone() };
         match &known {
             Some((other, story)) if *story != note => {
                 return Err(Refusal::Disagree { batch, tables: (other.to_string(), table.to_string()) });
@@ -400,6 +400,7 @@ fn plan(facts: &Facts, note: &Note) -> BatchPlan {
         skipped: note.skipped.clone(),
         moved: note.moved.clone(),
         letters: note.letters.clone(),
+        rebuild: note.rebuild.clone(),
         forget: note.forget.clone(),
         // Losses that moved a position show in `skipped`; why they did is not in the tables.
         lost: BTreeMap::new(),
@@ -422,8 +423,9 @@ fn commit(
     note: &Note,
 ) -> CommitRecord {
     let receipt = |(table, trace): (&&String, &&TableTrace)| {
-        let (version, _, _) = trace.carriers.iter().find(|(_, carried, _)| *carried == batch)?;
+        let (version, _, own) = trace.carriers.iter().find(|(_, carried, _)| *carried == batch)?;
         let receipt = Receipt {
+            state: own.as_ref().and_then(|note| note.state.clone()),
             delta_version: *version,
             already_applied: true,
             memory_version: trace.memory,

@@ -215,8 +215,8 @@ fn check_note(facts: &Facts, decision: &Decision) -> Result<(), Inconsistency> {
     for (table, fact) in facts.tables.iter().filter(|(_, fact)| fact.applied == Some(plan.batch)) {
         let is_same = |note: &Note| {
             note.batch != plan.batch
-                || (&note.sources, &note.moved, &note.letters, &note.forget, note.batch_time)
-                    == (&plan.sources, &plan.moved, &plan.letters, &plan.forget, plan.batch_time)
+                || (&note.sources, &note.moved, &note.letters, &note.forget, &note.rebuild, note.batch_time)
+                    == (&plan.sources, &plan.moved, &plan.letters, &plan.forget, &plan.rebuild, plan.batch_time)
         };
         if !fact.note.as_ref().is_none_or(is_same) {
             return Err(Inconsistency::OtherPlan { batch: plan.batch, table: table.clone() });
@@ -449,7 +449,16 @@ impl Inconsistency {
                 "or write to a new table: rename it in the file, and it starts with the next batch",
             ],
         };
-        lines.iter().map(|line| line.to_string()).collect()
+        let mut lines: Vec<String> = lines.iter().map(|line| line.to_string()).collect();
+        if let Inconsistency::MeaningChanged { table, now, .. } = self
+            && [": refresh ", " aggregate "].iter().any(|kind| now.contains(kind))
+        {
+            lines.push(format!(
+                "or compute all of it again by the new rules: tidegate rebuild FILE --table {table} (of several changed tables, \
+                 all in one command: --table A --table B)"
+            ));
+        }
+        lines
     }
 }
 
@@ -469,6 +478,7 @@ mod tests {
             skipped: BTreeMap::new(),
             moved: BTreeMap::new(),
             letters: None,
+            rebuild: Vec::new(),
             forget: None,
             lost: BTreeMap::new(),
             incarnations: BTreeMap::new(),

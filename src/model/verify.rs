@@ -105,6 +105,7 @@ mod tests {
             skipped: BTreeMap::new(),
             moved: BTreeMap::new(),
             letters: None,
+            rebuild: Vec::new(),
             forget: None,
             lost: BTreeMap::new(),
             incarnations: BTreeMap::new(),

@@ -9,8 +9,11 @@ mod bronze;
 pub mod clock;
 pub mod event;
 pub mod forget;
+mod keeping;
 pub mod letters;
 mod maintain;
+pub mod rebuild;
+mod refresh;
 pub mod relocate;
 mod shaping;
 mod step;
@@ -22,7 +25,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::checkpoint::CheckpointLog;
-use crate::config::spec::{From, PipelineSpec, TableSpec, WriteSpec};
+use crate::checkpoint::states::States;
+use crate::config::spec::{From, KeepsSpec, OperatorSpec, PipelineSpec, TableSpec, WriteSpec};
 use crate::error::{Certainty, Code, Error, ErrorKind, Result};
 use crate::fail;
 use crate::model::batch::{BatchId, CommitRecord, FORMAT_VERSION, ForeignWrite, Owner, Start};
@@ -31,12 +35,17 @@ use crate::model::note::Note;
 use crate::model::offset::{Incarnations, Offsets};
 use crate::model::recover::{self, Decision, Facts, TableFact};
 use crate::model::trigger::{Trigger, next_tick};
+use crate::model::window::{Emit, Length};
 use crate::source::Source;
 use crate::table::{Lookup, Table};
 use crate::transform::Transform;
 use beside::Beside;
 use clock::Clock;
 use event::{Event, Next, Observer};
+use keeping::Keeping;
+
+use refresh::Followed;
+pub use shaping::remembering;
 
 /// Name of a table's Delta application id: stable over restarts, new for every new checkpoint log.
 pub fn app_id(pipeline_id: &str, table: &str) -> String {
@@ -68,6 +77,8 @@ pub struct Parts {
     pub lookups: BTreeMap<String, Box<dyn Lookup>>,
     /// The log.
     pub log: Box<dyn CheckpointLog>,
+    /// What tables remember between batches.
+    pub states: States,
     /// The clock.
     pub clock: Arc<dyn Clock>,
     /// Who listens.
@@ -106,8 +117,18 @@ pub struct Runner {
     /// The newest commit of others that this run has told of, by table.
     told: BTreeMap<String, i64>,
     beside: Beside,
+    /// What tables remember, while the position is known.
+    keeping: Option<Keeping>,
+    /// Whatever is open is closed by the next batch.
+    flush: bool,
+    /// Whatever is open is closed once everything is read.
+    flush_at_end: bool,
+    /// Tables whose meaning may have changed, because they are computed again.
+    forgive: Vec<String>,
     /// The key that this process forgets.
     forgetting: Option<Key>,
+    /// Refresh tables that this run keeps by what changes upstream.
+    followed: BTreeMap<String, Followed>,
 }
 
 /// What one step did.
@@ -146,7 +167,24 @@ impl Summary {
 impl Runner {
     /// A runner that has not looked at anything yet.
     pub fn new(parts: Parts) -> Self {
-        Runner { parts, position: None, turn: 0, told: BTreeMap::new(), beside: Beside::default(), forgetting: None }
+        Runner {
+            parts,
+            position: None,
+            turn: 0,
+            told: BTreeMap::new(),
+            beside: Beside::default(),
+            keeping: None,
+            flush: false,
+            flush_at_end: false,
+            forgive: Vec::new(),
+            forgetting: None,
+            followed: BTreeMap::new(),
+        }
+    }
+
+    /// The next run that reads everything then closes what is still open.
+    pub fn flush_at_end(&mut self) {
+        self.flush_at_end = true;
     }
 
     /// Runs until the trigger is satisfied or `stop` turns true; a batch that was begun is always finished.
@@ -188,6 +226,15 @@ impl Runner {
                 Stepped::Ran(record) => {
                     self.maintain(&record, Duration::ZERO).await;
                     summary.add(*record);
+                }
+                Stepped::Idle if std::mem::take(&mut self.flush_at_end) => {
+                    self.flush = true;
+                    let stepped = self.step(&ends).await;
+                    self.flush = false;
+                    if let Stepped::Ran(record) = stepped? {
+                        summary.add(*record);
+                    }
+                    return Ok(());
                 }
                 Stepped::Idle => return Ok(()),
             }
@@ -249,6 +296,7 @@ impl Runner {
                 }
                 Err(error) => {
                     self.position = None;
+                    self.keeping = None;
                     looks += 1;
                     if error.certainty() == Certainty::NotApplied || looks >= MAX_LOOKS {
                         return Err(error);
@@ -274,6 +322,8 @@ impl Runner {
             return Ok(());
         }
         fail::hit(fail::OBSERVE)?;
+        // Whatever happened meanwhile: groups are computed from all of their rows before they follow anything again.
+        self.followed.clear();
         let (facts, log) = self.gather().await?;
         let decision = recover::recover(&facts);
         let next = match &decision {
@@ -318,6 +368,12 @@ impl Runner {
     async fn look(&mut self) -> Result<Facts> {
         let parts = &mut self.parts;
         let head = parts.log.head().await?;
+        let mut meaning = meaning(&parts.spec);
+        for table in &self.forgive {
+            if let Some(was) = head.plan.as_ref().and_then(|plan| plan.meaning.get(table)) {
+                meaning.insert(table.clone(), was.clone());
+            }
+        }
         let pipeline_id = parts.pipeline_id.clone();
         let done = head.commit.as_ref().map(|record| record.batch);
         let pending = head.plan.as_ref().map(|plan| plan.batch).filter(|batch| done.is_none_or(|done| done < *batch));
@@ -350,7 +406,7 @@ impl Runner {
         Ok(Facts {
             pipeline: parts.spec.name.clone(),
             pipeline_id,
-            meaning: meaning(&parts.spec),
+            meaning,
             recipe: recipe(&parts.spec),
             plan: head.plan,
             commit: head.commit,
@@ -425,10 +481,51 @@ pub fn meaning(spec: &PipelineSpec) -> BTreeMap<String, String> {
                 let sql: Vec<&str> = table.sql.iter().flat_map(|sql| sql.split_whitespace()).collect();
                 format!("refresh by={} sql={}", by.join(","), sql.join(" "))
             }
+            WriteSpec::Windows { .. } => "windows".to_string(),
         };
-        (table.name.clone(), format!("from {from}: {write}"))
+        let keeps = table.keeps.as_ref().map(|keeps| format!(" {}", remembered(table, keeps))).unwrap_or_default();
+        (table.name.clone(), format!("from {from}: {write}{keeps}"))
     };
     spec.tables.iter().map(describe).collect()
+}
+
+/// What gives the entries of a table's state their meaning. What is late may change at any time: it judges rows to come.
+pub fn remembered(table: &TableSpec, keeps: &KeepsSpec) -> String {
+    let one_line = |sql: &str| sql.split_whitespace().collect::<Vec<_>>().join(" ");
+    let time = keeps.watermark.columns.join(",");
+    match &keeps.operator {
+        OperatorSpec::Aggregate(aggregate) => {
+            let measures: Vec<String> =
+                aggregate.measures.iter().map(|(name, sql)| format!("{name}={}", one_line(sql))).collect();
+            let window = match aggregate.window {
+                None => "none".to_string(),
+                Some(window) => format!("{window} of {time}"),
+            };
+            let sql = table.sql.as_deref().map(|sql| format!(" sql={}", one_line(sql))).unwrap_or_default();
+            let emit = match aggregate.emit {
+                Emit::Update => "update",
+                Emit::Final => "final",
+                Emit::Complete => "complete",
+            };
+            format!(
+                "aggregate window={window} by={} measures={} emit={emit}{sql}",
+                aggregate.by.join(","),
+                measures.join("; ")
+            )
+        }
+        OperatorSpec::Dedupe(dedupe) => {
+            format!("dedupe key={} within={} of {time}", dedupe.key.join(","), Length(dedupe.within))
+        }
+        OperatorSpec::Join(join) => {
+            let right = match &join.right {
+                From::Source(name) => format!("source {name}"),
+                From::Table(name) => name.clone(),
+            };
+            let kind = if join.outer { "left" } else { "inner" };
+            let on = join.on.join(",");
+            format!("join {kind} right={right} on={on} within={} of {time}", Length(join.within))
+        }
+    }
 }
 
 /// Hash of everything that turns the rows of a batch into tables. Written out by hand: how the types print must not
@@ -451,6 +548,10 @@ pub fn recipe(spec: &PipelineSpec) -> String {
         add(&table.name);
         add(table.sql.as_deref().unwrap_or_default());
         add(&format!("{:?} {:?}", table.engine, table.write));
+        if let Some(keeps) = &table.keeps {
+            add(&remembered(table, keeps));
+            add(&format!("{:?} {} {}", keeps.watermark.late, keeps.watermark.delay, keeps.watermark.max_ahead));
+        }
         for rule in &table.expect {
             add(&format!("{} {:?}", rule.name, rule.action));
             add(&rule.check);

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use arrow::record_batch::RecordBatch;
 
+use super::rebuild::obstacle;
 use super::step::Phases;
 use super::{Runner, event::Event, halted, meaning, recipe};
 use crate::checkpoint::Claim;
@@ -72,10 +73,12 @@ impl Runner {
     pub async fn effects(&mut self, moved: &BTreeMap<String, OffsetRanges>) -> Result<BTreeMap<String, Effect>> {
         let mut effects = BTreeMap::new();
         let spec = self.parts.spec.clone();
+        let rebuilt = self.rebuilt_by(moved)?;
         for table in &mut self.parts.tables {
             let definition = table.definition().clone();
             let trim = trim(&spec, &definition.name, moved, Vec::new());
-            if definition.write != WriteMode::Append || trim.from.0.is_empty() {
+            let is_rebuilt = rebuilt.contains(&definition.name);
+            if definition.write != WriteMode::Append || trim.from.0.is_empty() || is_rebuilt {
                 continue;
             }
             let effect = match coordinates(&spec, &*self.parts.transform, &definition.name) {
@@ -87,11 +90,28 @@ impl Runner {
         Ok(effects)
     }
 
+    /// Tables that remember rows which are read again: they are computed again from what stays.
+    pub fn rebuilt_by(&self, moved: &BTreeMap<String, OffsetRanges>) -> Result<Vec<String>> {
+        let goes_back = moved.values().flat_map(|ranges| ranges.0.values()).any(|range| range.until < range.from);
+        let remembering: Vec<_> =
+            self.parts.spec.tables.iter().filter(|table| goes_back && table.keeps.is_some()).collect();
+        let obstacles: Vec<String> =
+            remembering.iter().filter_map(|table| obstacle(table, &*self.parts.transform)).collect();
+        if obstacles.is_empty() {
+            return Ok(remembering.into_iter().map(|table| table.name.clone()).collect());
+        }
+        let text = "a table remembers rows that would be read again, and would take them twice or for repetitions";
+        let error = Error::new(ErrorKind::Usage, text).help("nothing was changed");
+        let error = obstacles.into_iter().fold(error, |error, why| error.with("why", why));
+        Err(error.help("to read everything again, give the pipeline a new `name` and a new `lake`"))
+    }
+
     /// Moves the positions: plans the batch that says so, and carries it through.
     pub async fn relocate(&mut self, moved: BTreeMap<String, OffsetRanges>) -> Result<CommitRecord> {
         let started = Instant::now();
         let Stand { last, .. } = self.standing().await?;
         self.ensure_observed().await?;
+        let rebuild = self.rebuilt_by(&moved)?;
         let stay = |ranges: &OffsetRanges| {
             let stays = |range: &Range| Range { from: range.until, until: range.until };
             OffsetRanges(ranges.0.iter().map(|(partition, range)| (partition.clone(), stays(range))).collect())
@@ -105,6 +125,7 @@ impl Runner {
             skipped: BTreeMap::new(),
             moved,
             letters: None,
+            rebuild,
             forget: None,
             lost: BTreeMap::new(),
             // The topics stay those that the rest of the position belongs to.

@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
 
+use chrono::{DateTime, Utc};
+
 use super::bronze::ReadBack;
+use super::keeping::Keeping;
 use crate::config::spec::{Action, DeadLetterSpec, From, PipelineSpec, TableSpec, WriteSpec};
 use crate::error::{Code, Error, ErrorKind, Result};
 use crate::model::batch::BatchPlan;
@@ -41,6 +44,12 @@ pub(super) struct Shaping {
     pub expectations: BTreeMap<String, u64>,
     /// Dead letters that the batch deals with.
     pub settled: Option<Settled>,
+    /// What tables remember, on loan for the batch.
+    pub keeping: Keeping,
+    /// The watermarks of the plan, by table.
+    pub watermarks: BTreeMap<String, DateTime<Utc>>,
+    /// The watermarks after the batch, by table.
+    pub next_watermarks: BTreeMap<String, DateTime<Utc>>,
     /// What the batch forgets.
     pub forgotten: Option<Key>,
 }
@@ -57,12 +66,26 @@ pub(super) struct Settled {
 pub(super) fn deferred(spec: &PipelineSpec, transform: &dyn Transform) -> BTreeSet<String> {
     let mut deferred = BTreeSet::new();
     for table in &spec.tables {
-        let upstream_is = matches!(&table.from, From::Table(name) if deferred.contains(name));
+        let upstream_is =
+            table.inputs().into_iter().any(|from| matches!(from, From::Table(name) if deferred.contains(name)));
         if upstream_is || !transform.reads(&table.name).tables.is_empty() {
             deferred.insert(table.name.clone());
         }
     }
     deferred
+}
+
+/// The tables that remember something, and those below them.
+pub fn remembering(spec: &PipelineSpec) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for table in &spec.tables {
+        let upstream_is =
+            table.inputs().into_iter().any(|from| matches!(from, From::Table(name) if found.contains(name)));
+        if upstream_is || table.keeps.is_some() {
+            found.insert(table.name.clone());
+        }
+    }
+    found
 }
 
 /// Whether all dead letters of a batch are known before its first table is applied: then they are committed first, so that
@@ -73,16 +96,18 @@ pub(super) fn dead_letters_come_first(spec: &PipelineSpec, transform: &dyn Trans
 }
 
 fn may_set_aside(table: &TableSpec) -> bool {
-    match table.write {
-        // Its groups are computed again and again: nothing is ever set aside.
-        WriteSpec::Refresh { .. } => false,
-        // A null key.
-        WriteSpec::Upsert { .. } => true,
-        // A rule, or a value that cannot name a folder.
-        WriteSpec::Append => {
-            table.expect.iter().any(|rule| rule.action == Action::Quarantine) || !table.partition_by.is_empty()
+    // A row without event time.
+    table.keeps.is_some()
+        || match table.write {
+            // Its groups are computed again and again: nothing is ever set aside.
+            WriteSpec::Refresh { .. } | WriteSpec::Windows { .. } => false,
+            // A null key.
+            WriteSpec::Upsert { .. } => true,
+            // A rule, or a value that cannot name a folder.
+            WriteSpec::Append => {
+                table.expect.iter().any(|rule| rule.action == Action::Quarantine) || !table.partition_by.is_empty()
+            }
         }
-    }
 }
 
 impl Shaping {
@@ -100,8 +125,20 @@ impl Shaping {
             is_set_aside: false,
             expectations: BTreeMap::new(),
             settled: None,
+            keeping: Keeping::default(),
+            watermarks: BTreeMap::new(),
+            next_watermarks: BTreeMap::new(),
             forgotten: None,
         }
+    }
+
+    /// Lends what tables remember to the batch.
+    pub fn remembering(mut self, keeping: Keeping, plan: &BatchPlan) -> Shaping {
+        self.next_watermarks = keeping.reached();
+        self.next_watermarks.extend(plan.watermarks.clone());
+        self.keeping = keeping;
+        self.watermarks = plan.watermarks.clone();
+        self
     }
 
     /// What dead letters that are replayed were shaped into; no letter has rows for the tables `unreached`.
@@ -127,9 +164,10 @@ impl Shaping {
         records: Records,
         held: Option<ReadBack>,
         lookups: &HashMap<String, Rows>,
+        keeping: Keeping,
     ) -> Result<Shaping> {
         let context = BatchContext::live(plan);
-        let mut shaping = Shaping::empty(&context);
+        let mut shaping = Shaping::empty(&context).remembering(keeping, plan);
         let mut dead = Vec::new();
         for (source, batches) in &records {
             shaping.input_rows += batches.iter().map(|b| b.num_rows() as u64).sum::<u64>();
@@ -150,8 +188,8 @@ impl Shaping {
         let to_shape = |table: &&TableSpec| !deferred.contains(&table.name) && !is_known(table);
         let to_shape: Vec<&TableSpec> = spec.tables.iter().filter(to_shape).collect();
         for table in to_shape {
-            let inputs =
-                Inputs { batch: shaping.batch_of(&table.from), tables: HashMap::new(), lookups: lookups.clone() };
+            let batch = shaping.batch_for(table, transform, lookups, &mut dead)?;
+            let inputs = Inputs { batch, tables: HashMap::new(), lookups: lookups.clone() };
             let shaped = transform.shape(&table.name, &inputs, &shaping.context)?;
             dead.extend(shaping.accept(&table.name, shaped));
         }
@@ -176,12 +214,60 @@ impl Shaping {
         if self.unknown.contains(table) {
             return Ok(());
         }
-        let shaped = transform.shape(table, inputs, &self.context)?;
-        let dead = self.accept(table, shaped);
+        let mut dead = Vec::new();
+        let shaped = match spec.tables.iter().find(|spec| spec.name == table).filter(|spec| spec.keeps.is_some()) {
+            None => transform.shape(table, inputs, &self.context)?,
+            Some(remembering) => {
+                let batch = self.batch_for(remembering, transform, &inputs.lookups, &mut dead)?;
+                transform.shape(table, &Inputs { batch, ..inputs.clone() }, &self.context)?
+            }
+        };
+        dead.extend(self.accept(table, shaped));
         match self.is_set_aside {
             true => Ok(()),
             false => self.set_aside(spec, dead, &[]),
         }
+    }
+
+    /// Shapes the tables that remember something, and those below them, after dead letters that are replayed.
+    pub fn compute_remembering(
+        &mut self,
+        spec: &PipelineSpec,
+        transform: &dyn Transform,
+        lookups: &HashMap<String, Rows>,
+    ) -> Result<()> {
+        let (remembering, deferred) = (remembering(spec), deferred(spec, transform));
+        let mut dead = Vec::new();
+        for table in spec.tables.iter().filter(|table| remembering.contains(&table.name)) {
+            if deferred.contains(&table.name) {
+                continue;
+            }
+            let batch = self.batch_for(table, transform, lookups, &mut dead)?;
+            let inputs = Inputs { batch, tables: HashMap::new(), lookups: lookups.clone() };
+            let shaped = transform.shape(&table.name, &inputs, &self.context)?;
+            dead.extend(self.accept(&table.name, shaped));
+            self.unknown.remove(&table.name);
+        }
+        self.set_aside(spec, dead, &[])
+    }
+
+    /// Rows of an upstream that come from elsewhere.
+    pub fn give(&mut self, table: &str, rows: Vec<RecordBatch>) {
+        self.shaped.insert(table.to_string(), Arc::new(rows));
+    }
+
+    /// Shapes a table that is computed again: `inputs` are all its rows.
+    pub fn accept_again(
+        &mut self,
+        spec: &PipelineSpec,
+        transform: &dyn Transform,
+        table: &str,
+        inputs: &Inputs,
+        mut dead: Vec<DeadLetter>,
+    ) -> Result<()> {
+        let shaped = transform.shape(table, inputs, &self.context)?;
+        dead.extend(self.accept(table, shaped));
+        self.set_aside(spec, dead, &[])
     }
 
     /// The micro-batch's rows from an upstream.
@@ -206,7 +292,7 @@ impl Shaping {
     /// Lets go of rows that nothing needs any more: those of `table` once it is applied, and those of the sources, unless
     /// a table that is still to be shaped reads them. Rows are the bulk of a run's memory.
     pub fn release(&mut self, applied: &str, still_to_shape: &[&TableSpec]) {
-        let needed = |from: From| still_to_shape.iter().any(|table| table.from == from);
+        let needed = |from: From| still_to_shape.iter().any(|table| table.inputs().contains(&&from));
         if !needed(From::Table(applied.to_string())) {
             self.shaped.remove(applied);
         }

@@ -8,6 +8,8 @@ use tracing::{debug, info_span};
 
 use super::bronze::{BRONZE, Delivered};
 use super::event::{Event, Finished};
+use super::keeping::with_state;
+use super::refresh::Upstream;
 use super::shaping::{Rows, Shaping, dead_letters_come_first, deferred};
 use super::{KEEP_BATCHES, PRUNE_EVERY, Position, Runner, Stepped, app_id, meaning, recipe};
 use crate::checkpoint::Claim;
@@ -26,9 +28,6 @@ use crate::transform::{BatchContext, Inputs};
 /// Wall time per phase of a batch, in milliseconds.
 #[derive(Default)]
 pub(super) struct Phases(BTreeMap<String, u64>);
-
-/// How often the groups of a table are computed for one batch: a backfill beside the run commits to it, too.
-const RECOMPUTATIONS: usize = 30;
 
 impl Phases {
     fn add(&mut self, phase: &str, since: Instant) {
@@ -51,7 +50,7 @@ impl Runner {
                 Some(plan) => (plan, false),
                 None => return Ok(self.idle()),
             },
-            Decision::Plan { batch } => match self.plan(batch, ends, &mut phases).await? {
+            Decision::Plan { batch } => match self.next_plan(batch, ends, &mut phases).await? {
                 Some(plan) => (plan, false),
                 None => return Ok(self.idle()),
             },
@@ -97,6 +96,21 @@ impl Runner {
         Stepped::Idle
     }
 
+    /// Tables that join the pipeline catch up first, in a batch of their own.
+    async fn next_plan(
+        &mut self,
+        batch: BatchId,
+        ends: &BTreeMap<String, Offsets>,
+        phases: &mut Phases,
+    ) -> Result<Option<BatchPlan>> {
+        self.ensure_keeping(&[]).await?;
+        let newcomers = self.newcomers();
+        match newcomers.is_empty() {
+            true => self.plan(batch, ends, phases).await,
+            false => self.rebuild_plan(batch, newcomers).await.map(Some),
+        }
+    }
+
     /// Bounds the next batch and makes its plan durable; `None` when there is nothing to read.
     async fn plan(
         &mut self,
@@ -111,7 +125,10 @@ impl Runner {
             bounded.iter().map(|(name, bounded)| (name.clone(), bounded.ranges.clone())).collect();
         // A position that a loss moved is made durable at once, or what is appended meanwhile could pass for lost too.
         let is_moved = bounded.values().flat_map(|bounded| &bounded.lost).any(|loss| !loss.is_gone());
-        if sources.values().all(OffsetRanges::is_empty) && !is_moved {
+        self.ensure_keeping(&[]).await?;
+        let batch_time = self.parts.clock.now();
+        let watermarks = self.watermarks(batch_time);
+        if sources.values().all(OffsetRanges::is_empty) && !is_moved && !watermarks.closes {
             return Ok(None);
         }
         let mut pinned = BTreeMap::new();
@@ -126,15 +143,16 @@ impl Runner {
             version: FORMAT_VERSION,
             batch,
             pipeline: self.parts.spec.name.clone(),
-            batch_time: self.parts.clock.now(),
+            batch_time,
             skipped: self.skipped(&sources),
             moved: BTreeMap::new(),
             letters: None,
+            rebuild: Vec::new(),
             forget: None,
             lost: lost(&bounded),
             incarnations: incarnations(bounded),
             sources,
-            watermarks: BTreeMap::new(),
+            watermarks: watermarks.by_table,
             pinned,
             meaning: meaning(&self.parts.spec),
             recipe: recipe(&self.parts.spec),
@@ -206,16 +224,29 @@ impl Runner {
         let shaping_started = Instant::now();
         fail::hit(fail::SHAPE)?;
         let lookups = self.load_lookups(plan).await?;
+        self.ensure_keeping(&plan.rebuild).await?;
+        let keeping = self.keeping.take().unwrap_or_default();
         let mut shaping = if let Some(letters) = &plan.letters {
-            self.shape_letters(plan, letters, &lookups).await?
+            let mut shaping = self.shape_letters(plan, letters, &lookups).await?.remembering(keeping, plan);
+            if plan.has_rows() {
+                let (spec, transform) = (self.parts.spec.clone(), self.parts.transform.clone());
+                let lookups = lookups.clone();
+                shaping = blocking(move || {
+                    shaping.compute_remembering(&spec, &*transform, &lookups)?;
+                    Ok(shaping)
+                })
+                .await?;
+            }
+            shaping
         } else if plan.is_by_hand() {
-            let mut shaping = Shaping::empty(&BatchContext::live(plan));
+            let mut shaping = Shaping::empty(&BatchContext::live(plan)).remembering(keeping, plan);
             shaping.forgotten = self.key_of(plan).await?;
+            shaping.forget_in_states(&self.parts.spec, &*self.parts.transform, plan)?;
             shaping
         } else {
             let (spec, transform) = (self.parts.spec.clone(), self.parts.transform.clone());
             let (plan, lookups) = (plan.clone(), lookups.clone());
-            blocking(move || Shaping::compute(&spec, &*transform, &plan, records, held, &lookups)).await?
+            blocking(move || Shaping::compute(&spec, &*transform, &plan, records, held, &lookups, keeping)).await?
         };
         phases.add("shape", shaping_started);
 
@@ -232,7 +263,7 @@ impl Runner {
             offsets,
             incarnations: self.incarnations_after(plan),
             lost,
-            next_watermarks: plan.watermarks.clone(),
+            next_watermarks: std::mem::take(&mut shaping.next_watermarks),
             tables: receipts,
             input_rows: shaping.input_rows,
             input_bytes: shaping.input_bytes,
@@ -247,6 +278,7 @@ impl Runner {
             committed_at: self.parts.clock.now(),
         };
         self.parts.log.commit(&record).await?;
+        self.keep(std::mem::take(&mut shaping.keeping), plan, &record).await;
         debug!(milliseconds = committing.elapsed().as_millis() as u64, "commit record written");
         Ok(record)
     }
@@ -261,7 +293,9 @@ impl Runner {
         let late = deferred(&self.parts.spec, &*self.parts.transform);
         let mut receipts = BTreeMap::new();
         self.check_all(plan, shaping).await?;
-        let dead_letters_first = dead_letters_come_first(&self.parts.spec, &*self.parts.transform);
+        // What is computed again may set rows aside that were not before.
+        let dead_letters_first =
+            plan.rebuild.is_empty() && dead_letters_come_first(&self.parts.spec, &*self.parts.transform);
         if dead_letters_first {
             self.apply_dead_letters(plan, shaping, &mut receipts).await?;
         }
@@ -269,11 +303,14 @@ impl Runner {
             let table = self.parts.spec.tables[index].clone();
             // Nothing follows a refresh table but what reads it whole: once it carries the batch, no rows are wanted of it.
             if matches!(table.write, WriteSpec::Refresh { .. }) && self.carries(&table.name, plan) {
+                self.followed.remove(&table.name);
                 let receipt = self.apply(&table.name, Change::Rows(Vec::new()), plan).await?;
                 receipts.insert(table.name.clone(), receipt);
                 continue;
             }
             if let (WriteSpec::Refresh { by }, From::Table(upstream)) = (&table.write, &table.from) {
+                let carrier = receipts.get(upstream).filter(|receipt| !receipt.already_applied);
+                let upstream = Upstream { name: upstream, carrier: carrier.map(|receipt| receipt.delta_version) };
                 let receipt = self.refresh(&table, by, upstream, plan, shaping, lookups).await?;
                 receipts.insert(table.name.clone(), receipt);
                 let later = &self.parts.spec.tables[index + 1..];
@@ -285,14 +322,23 @@ impl Runner {
             if late.contains(&table.name) && plan.has_rows() {
                 self.shape_deferred(&table, None, shaping, lookups).await?;
             }
+            let is_rebuilt = plan.rebuild.contains(&table.name) && table.keeps.is_some();
+            let windows = match is_rebuilt {
+                true => Some(self.computed_again(&table, plan, shaping, lookups).await?),
+                false => shaping.windows(&table, &*self.parts.transform)?,
+            };
             let rows = shaping.rows_of(&table.name);
             let later = &self.parts.spec.tables[index + 1..];
             shaping.release(&table.name, &later.iter().filter(|table| late.contains(&table.name)).collect::<Vec<_>>());
-            let change = match plan.forget.is_some() {
-                true => self.removal(&table.name, plan, shaping.forgotten.as_ref()).await?,
-                false => self.without_rows_after(&table.name, plan, rows),
+            let state = self.save_state(&table, plan, shaping).await?;
+            let change = match windows {
+                Some(windows) if is_rebuilt || plan.forget.is_none() => windows,
+                _ if plan.forget.is_some() => self.removal(&table.name, plan, shaping.forgotten.as_ref()).await?,
+                _ => self.without_rows_after(&table.name, plan, rows),
             };
-            receipts.insert(table.name.clone(), self.apply(&table.name, change, plan).await?);
+            let file = state.as_ref().map(|(file, _)| file.as_str());
+            let receipt = self.apply_with(&table.name, change, plan, file).await?;
+            receipts.insert(table.name.clone(), with_state(receipt, state));
         }
         if !dead_letters_first {
             self.apply_dead_letters(plan, shaping, &mut receipts).await?;
@@ -300,49 +346,11 @@ impl Runner {
         Ok(receipts)
     }
 
-    /// Recomputes the groups that the batch touched. A backfill may work on the same tables: the table is pinned before its
-    /// upstream is read, so that the last commit of a group always is the one that has read the newest rows; and where
-    /// somebody else was first, everything is read and computed again.
-    async fn refresh(
-        &mut self,
-        table: &TableSpec,
-        by: &[String],
-        upstream: &str,
-        plan: &BatchPlan,
-        shaping: &mut Shaping,
-        lookups: &HashMap<String, Rows>,
-    ) -> Result<Receipt> {
-        let known = self.position.as_ref().and_then(|position| position.applied.get(&table.name));
-        let is_new = known.is_none_or(|fact| fact.applied.is_none());
-        let (txn, source) = (self.txn(&table.name, plan)?, self.txn(upstream, plan)?);
-        for attempt in 0..RECOMPUTATIONS {
-            let pin = self.table(&table.name)?.pin(&txn.app_id).await?;
-            let upstream = self.table(upstream)?;
-            // A table that joins later starts whole, not with the groups that happen to be touched next.
-            let groups = if is_new { upstream.groups(by).await? } else { upstream.touched(by, &source).await? };
-            self.shape_deferred(table, Some(&groups), shaping, lookups).await?;
-            let change = Change::Groups { groups, rows: shaping.rows_of(&table.name) };
-            fail::hit(fail::APPLY)?;
-            let applied = self.table(&table.name)?.apply_at(change, &txn, &pin).await;
-            if let Some(receipt) = applied.map_err(|error| error.with("table", &table.name))? {
-                fail::hit(fail::APPLIED)?;
-                self.tell_foreign(&table.name, &receipt.foreign);
-                debug!(table = table.name, version = receipt.delta_version, "table committed");
-                return Ok(receipt);
-            }
-            debug!(table = table.name, attempt, "somebody else was first; the groups are computed again");
-            shaping.forget(&table.name);
-        }
-        let text = format!("table {} is changed by others faster than its groups can be computed", table.name);
-        Err(Error::new(ErrorKind::Busy, text)
-            .with("tries", RECOMPUTATIONS)
-            .help("tables upstream of it carry this batch; run again when the other writer is done, to finish it"))
-    }
-
     /// Rows that a table would refuse are better found while no table carries the batch: the file can still be changed.
-    async fn check_all(&mut self, plan: &BatchPlan, shaping: &Shaping) -> Result<()> {
-        let names: Vec<String> = self.parts.spec.tables.iter().map(|table| table.name.clone()).collect();
-        for name in names.iter().filter(|name| shaping.has(name)) {
+    async fn check_all(&mut self, plan: &BatchPlan, shaping: &mut Shaping) -> Result<()> {
+        let names = self.parts.spec.tables.iter().map(|table| table.name.clone());
+        let names: Vec<String> = names.filter(|name| shaping.has(name)).collect();
+        for name in &names {
             if !self.carries(name, plan) {
                 let rows = Change::Rows(shaping.rows_of(name));
                 self.table(name)?.check(&rows).await.map_err(|error| error.with("table", name))?;
@@ -363,6 +371,10 @@ impl Runner {
             // Once it carries the batch, nobody asks what would change.
             Some(settled) if !self.carries(&dead_letters.table, plan) => self.settle(settled, rows).await?,
             _ if plan.forget.is_some() => self.removal(&dead_letters.table, plan, shaping.forgotten.as_ref()).await?,
+            _ if !plan.rebuild.is_empty() && !self.carries(&dead_letters.table, plan) => {
+                let rows = self.unknown_letters(rows).await?;
+                self.without_rows_after(&dead_letters.table, plan, rows)
+            }
             _ => self.without_rows_after(&dead_letters.table, plan, rows),
         };
         let receipt = self.apply(&dead_letters.table, change, plan).await?;
@@ -371,7 +383,7 @@ impl Runner {
     }
 
     /// Reads what a deferred table needs and shapes it.
-    async fn shape_deferred(
+    pub(super) async fn shape_deferred(
         &mut self,
         table: &TableSpec,
         groups: Option<&arrow::record_batch::RecordBatch>,
@@ -392,7 +404,8 @@ impl Runner {
         }
         let spec = self.parts.spec.clone();
         let name = table.name.clone();
-        let mut taken = std::mem::replace(shaping, Shaping::empty(&shaping.context));
+        let nothing = Shaping::empty(&shaping.context);
+        let mut taken = std::mem::replace(shaping, nothing);
         let (back, outcome) = blocking(move || {
             let outcome = taken.compute_deferred(&spec, &*transform, &name, &inputs);
             Ok((taken, outcome))
@@ -404,6 +417,17 @@ impl Runner {
 
     /// One table commit, unless the table already carries the batch.
     async fn apply(&mut self, name: &str, change: Change, plan: &BatchPlan) -> Result<Receipt> {
+        self.apply_with(name, change, plan, None).await
+    }
+
+    /// The same; the commit names the file of what the table remembers.
+    async fn apply_with(
+        &mut self,
+        name: &str,
+        change: Change,
+        plan: &BatchPlan,
+        state: Option<&str>,
+    ) -> Result<Receipt> {
         let known = self.position.as_ref().and_then(|position| position.applied.get(name));
         if let Some(TableFact { applied: Some(applied), version, memory, .. }) = known
             && *applied >= plan.batch
@@ -412,7 +436,10 @@ impl Runner {
             let memory_version = *memory;
             return Ok(Receipt { delta_version, already_applied: true, memory_version, ..Receipt::default() });
         }
-        let txn = self.txn(name, plan)?;
+        let mut txn = self.txn(name, plan)?;
+        if let Some(state) = state {
+            txn.user_metadata = Note::with_state(&txn.user_metadata, state);
+        }
         fail::hit(fail::APPLY)?;
         let receipt = self.table(name)?.apply(change, &txn).await.map_err(|error| error.with("table", name))?;
         fail::hit(fail::APPLIED)?;

@@ -51,6 +51,9 @@ fn class(path: &Path) -> &'static str {
             (true, true) => "memory.snapshot",
         };
     }
+    if text.contains("_tidegate/state/") {
+        return "state";
+    }
     // A listing names the folder, everything else an object in it.
     let folder = text.rsplit('/').nth(usize::from(name.contains('.'))).unwrap_or_default();
     match (folder, name) {
@@ -299,6 +302,8 @@ mod tests {
             (format!("{table}/order_date=2026-03-01/part-0.parquet"), "data"),
             (format!("{memory}/_delta_log/00000000000000000003.json"), "memory.log"),
             (format!("{memory}/part-0.parquet"), "memory.data"),
+            ("tmp/lake/_tidegate/state/gold.hours/00000000000000000003-1f.parquet".to_string(), "state"),
+            ("tmp/lake/_tidegate/state/gold.hours".to_string(), "state"),
             (format!("{log}/metadata.json"), "identity"),
             (format!("{log}/sources/source.json"), "start"),
             (format!("{log}/offsets/00000000000000000003.json"), "plan"),

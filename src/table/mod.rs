@@ -118,6 +118,8 @@ pub struct TableDefinition {
     pub write: WriteMode,
     /// Column sets that downstream `refresh` tables group by: `apply` remembers which groups it touched.
     pub watched: Vec<Vec<String>>,
+    /// Columns of which `apply` keeps the old and new images of rows, for `refresh` tables that follow what changed.
+    pub imaged: Vec<String>,
     /// Who creates the table if there is none.
     pub maker: Maker,
 }
@@ -232,6 +234,15 @@ impl Traces {
     }
 }
 
+/// What one batch did to the rows of a table.
+#[derive(Debug, Clone, Default)]
+pub struct Images {
+    /// Rows that are no more.
+    pub gone: Vec<RecordBatch>,
+    /// Rows that were not there before.
+    pub came: Vec<RecordBatch>,
+}
+
 /// A table of the pipeline. See the module for the contract.
 #[async_trait]
 pub trait Table: Send {
@@ -271,6 +282,16 @@ pub trait Table: Send {
     /// images. May be a superset (after a crash only the files of the commit are known), never a subset. Defined for
     /// the last applied batch only.
     async fn touched(&mut self, by: &[String], txn: &Txn) -> Result<RecordBatch>;
+
+    /// The rows that `txn.batch` removed or replaced, as they were, and those that it added or put in their place, as they
+    /// are: only `columns`, which the definition must ask for. The rows of the table before the batch without those that
+    /// went and with those that came are the rows after it. `None` = not known: this process did not apply the batch, or
+    /// something else since, or there were too many.
+    fn images(&self, columns: &[String], txn: &Txn) -> Option<Images>;
+
+    /// Whether no commit after version `after`, up to and with `until` (`None` = the newest in storage), changed a row or the
+    /// definition of the table, whoever made it. False when in doubt.
+    async fn is_unchanged(&mut self, after: i64, until: Option<i64>) -> Result<bool>;
 
     /// How many rows [`Change::Trim`] would remove now.
     async fn count_after(&mut self, trim: &Trim) -> Result<u64>;

@@ -4,16 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field as ArrowField, Schema, SchemaRef};
+use sqlparser::ast::Query;
 
 use super::analysis::keeps_columns;
 use super::decode::{Decoder, row_schema};
 use super::engine::{self, OUTPUT};
 use super::expect::{DELETE_FLAG, check_column};
+use super::keeps::{self, CompiledKeeps};
 use super::problems::{Field, Finding, Place, SqlProblem, locate, suggest};
 use super::rewrite::{self, BATCH, Input, InputKind, Moment, Prepared, Scope, prepare_expression, prepare_query};
+use super::tally::{self, Tally, Upstream};
 use super::types::stored_schema;
 use super::{Reads, dead_letter};
-use crate::config::spec::{Action, Engine, Expectation, From, PipelineSpec, TableSpec, WriteSpec};
+use crate::config::spec::{
+    Action, Engine, Expectation, From, KeepsSpec, OperatorSpec, PipelineSpec, TableSpec, WriteSpec,
+};
 use crate::source::column;
 
 /// Where a row came from.
@@ -46,11 +51,29 @@ pub(super) struct CompiledTable {
     pub(super) reads: Reads,
     /// It reads whole tables, or is fed by one that does: it is computed when those are already written.
     pub(super) deferred: bool,
+    /// What stands between the rows of the batch and the query.
+    pub(super) keeps: Option<CompiledKeeps>,
+    /// Of a refresh table: how what changed upstream changes it, or why its groups are computed from all of their rows.
+    pub(super) upkeep: Option<Result<Tally, String>>,
+}
+
+impl CompiledPipeline {
+    /// How a refresh table follows its upstream, for people; `None` = it is none.
+    pub fn upkeep(&self, table: &str) -> Option<String> {
+        Some(match self.tables.get(table)?.upkeep.as_ref()? {
+            Ok(_) => "maintained from changes".to_string(),
+            Err(why) => format!("recomputed per group, because {why}"),
+        })
+    }
 }
 
 impl CompiledTable {
     pub(super) fn is_refresh(&self) -> bool {
         matches!(self.spec.write, WriteSpec::Refresh { .. })
+    }
+
+    pub(super) fn has_windows(&self) -> bool {
+        matches!(self.spec.write, WriteSpec::Windows { .. })
     }
 
     pub(super) fn expectations(&self) -> &[Expectation] {
@@ -75,14 +98,15 @@ pub fn compile(
     let mut schemas: BTreeMap<String, SchemaRef> = BTreeMap::new();
     let mut broken: Vec<&str> = Vec::new();
     for table in &spec.tables {
-        let batch = match &table.from {
-            From::Source(name) => spec.sources.get(name).map(row_schema),
-            From::Table(name) => schemas.get(name).cloned(),
-        };
-        let Some(batch) = batch else {
+        let mut batches = Vec::new();
+        for from in table.inputs() {
+            let batch = match from {
+                From::Source(name) => spec.sources.get(name).map(row_schema),
+                From::Table(name) => schemas.get(name).cloned(),
+            };
+            let (From::Source(name) | From::Table(name)) = from;
             // What it reads could not be compiled: its own problems would only repeat that.
-            let (From::Source(name) | From::Table(name)) = &table.from;
-            if !broken.contains(&name.as_str()) {
+            if batch.is_none() && !broken.contains(&name.as_str()) {
                 problems.push(
                     Finding {
                         place: Place::START,
@@ -92,6 +116,9 @@ pub fn compile(
                     .in_field(&table.name, Field::From),
                 );
             }
+            batches.extend(batch);
+        }
+        let Some(batch) = batches.first().filter(|_| batches.len() == table.inputs().len()).cloned() else {
             broken.push(&table.name);
             continue;
         };
@@ -100,7 +127,12 @@ pub fn compile(
             From::Source(_) => None,
         };
         let compiler = TableCompiler { table, batch: &batch, upstream, tables: &schemas, lookups };
-        match compiler.compile() {
+        let is_deferred = |from: &&From| matches!(from, From::Table(name) if tables.get(name).is_some_and(|t: &CompiledTable| t.deferred));
+        let compiled = match &table.keeps {
+            None => compiler.compile(),
+            Some(spec) => compiler.compile_keeping(spec, &batches, table.inputs().iter().any(is_deferred)),
+        };
+        match compiled {
             Ok(compiled) => {
                 schemas.insert(table.name.clone(), compiled.stored.clone());
                 tables.insert(table.name.clone(), compiled);
@@ -137,13 +169,14 @@ pub fn compile(
     })
 }
 
-struct TableCompiler<'a> {
-    table: &'a TableSpec,
-    batch: &'a SchemaRef,
+#[derive(Clone, Copy)]
+pub(super) struct TableCompiler<'a> {
+    pub(super) table: &'a TableSpec,
+    pub(super) batch: &'a SchemaRef,
     /// The table that `from` names.
-    upstream: Option<&'a CompiledTable>,
-    tables: &'a BTreeMap<String, SchemaRef>,
-    lookups: &'a BTreeMap<String, SchemaRef>,
+    pub(super) upstream: Option<&'a CompiledTable>,
+    pub(super) tables: &'a BTreeMap<String, SchemaRef>,
+    pub(super) lookups: &'a BTreeMap<String, SchemaRef>,
 }
 
 /// A query's result, before expectations and write mode.
@@ -158,10 +191,37 @@ struct Computed {
     lineage: bool,
     /// Columns of `batch` that come out as they went in.
     passed: BTreeSet<String>,
+    /// As in [`CompiledTable`].
+    upkeep: Option<Result<Tally, String>>,
 }
 
 impl TableCompiler<'_> {
-    fn compile(&self) -> Result<CompiledTable, Vec<SqlProblem>> {
+    /// A table that remembers: its query sees what the operator gives.
+    fn compile_keeping(
+        &self,
+        spec: &KeepsSpec,
+        batches: &[SchemaRef],
+        deferred: bool,
+    ) -> Result<CompiledTable, Vec<SqlProblem>> {
+        let misfits = self.misfits();
+        if !misfits.is_empty() {
+            return Err(misfits);
+        }
+        let prepared = keeps::compile(self, spec, batches)?;
+        let own_rows = matches!(spec.operator, OperatorSpec::Dedupe(_));
+        let upstream = self.upstream.filter(|_| own_rows);
+        let batch = &prepared.keeps.output;
+        let mut compiled = TableCompiler { table: &prepared.table, batch, upstream, ..*self }.compile()?;
+        if !own_rows {
+            compiled.lineage = false;
+            compiled.passed.clear();
+        }
+        compiled.deferred |= deferred;
+        compiled.keeps = Some(prepared.keeps);
+        Ok(compiled)
+    }
+
+    pub(super) fn compile(&self) -> Result<CompiledTable, Vec<SqlProblem>> {
         let misfits = self.misfits();
         if !misfits.is_empty() {
             return Err(misfits);
@@ -221,6 +281,8 @@ impl TableCompiler<'_> {
             stored,
             restore_order: computed.restore_order,
             lineage: computed.lineage && self.upstream.is_none_or(|upstream| upstream.lineage),
+            keeps: None,
+            upkeep: computed.upkeep,
         })
     }
 
@@ -236,20 +298,32 @@ impl TableCompiler<'_> {
     fn misfits(&self) -> Vec<SqlProblem> {
         let mut problems = Vec::new();
         if !self.refreshes()
-            && let Some(upstream) = self.upstream.filter(|upstream| upstream.is_refresh())
+            && let Some(upstream) = self.upstream.filter(|upstream| upstream.is_refresh() || upstream.has_windows())
         {
             let name = &upstream.spec.name;
-            let message = format!("from a refresh table only another refresh table can be fed, and `{name}` is one");
+            let message = match upstream.is_refresh() {
+                true => format!("from a refresh table only another refresh table can be fed, and `{name}` is one"),
+                false => {
+                    format!("rows of `{name}` are replaced as windows fill: only a refresh table can be fed by it")
+                }
+            };
             let finding = Finding { place: Place::START, message, help: None }.help(
                 "what a batch recomputes there may be more after a crash than without one; say `write: {refresh: {by: \
                  …}}` here, or feed this table from the tables upstream",
             );
             problems.push(finding.in_field(&self.table.name, Field::From));
         }
-        let quarantines = |rule: &&Expectation| self.refreshes() && rule.action == Action::Quarantine;
+        let has_windows = matches!(self.table.write, WriteSpec::Windows { .. });
+        let quarantines = |rule: &&Expectation| (self.refreshes() || has_windows) && rule.action == Action::Quarantine;
         for rule in self.table.expect.iter().filter(quarantines) {
-            let message = "`refresh` computes its groups again and again: `else: quarantine` would set the same row aside \
-                           each time";
+            let message = match has_windows {
+                false => {
+                    "`refresh` computes its groups again and again: `else: quarantine` would set the same row aside each time"
+                }
+                true => {
+                    "windows are written again as they fill: `else: quarantine` would set the same row aside each time"
+                }
+            };
             let finding = Finding { place: Place::START, message: message.into(), help: None }
                 .help("put the rule on the upstream table, or say `else: warn`, `drop` or `fail`");
             problems.push(finding.in_field(&self.table.name, Field::Expect(rule.name.clone())));
@@ -311,6 +385,7 @@ impl TableCompiler<'_> {
                     restore_order: false,
                     lineage: true,
                     passed,
+                    upkeep: None,
                 });
             }
         };
@@ -377,6 +452,7 @@ impl TableCompiler<'_> {
         };
         let passed = prepared.plain.as_ref().map(passes).unwrap_or_default();
         Ok(Computed {
+            upkeep: self.upkeep(&prepared.original, &schema),
             query: Some(prepared.query.to_string()),
             inputs: prepared.inputs,
             schema,
@@ -385,6 +461,19 @@ impl TableCompiler<'_> {
             lineage,
             passed,
         })
+    }
+
+    /// Of a refresh table.
+    fn upkeep(&self, query: &Query, columns: &Schema) -> Option<Result<Tally, String>> {
+        let (WriteSpec::Refresh { by }, From::Table(name)) = (&self.table.write, &self.table.from) else { return None };
+        if !self.table.incremental {
+            return Some(Err("it says `incremental: false`".into()));
+        }
+        // What a rule counts or leaves out, it counts and leaves out among all rows of a group.
+        if let Some(rule) = self.table.expect.first() {
+            return Some(Err(format!("it has the rule `{}`", rule.name)));
+        }
+        Some(tally::tally(query, &Upstream { name, schema: self.batch }, by, columns))
     }
 
     fn infer(&self, prepared: &Prepared, inputs: &[(String, SchemaRef)]) -> Result<Schema, Vec<SqlProblem>> {
@@ -438,6 +527,19 @@ impl TableCompiler<'_> {
         }
     }
 
+    /// The columns of an expression over rows of the batch; `written` is the text that the user knows.
+    pub(super) fn infer_expression(&self, batch: &SchemaRef, sql: &str, written: &str) -> Result<Schema, Finding> {
+        let query = rewrite::at_moment(&format!("SELECT ({sql}) AS c FROM {BATCH}"), &Moment::never());
+        let inputs = [(BATCH.to_string(), batch.clone())];
+        engine::infer(self.table.engine, &inputs, &query).map_err(|message| match rewrite::parse_expression(written) {
+            Ok(original) => {
+                let columns = batch.fields().iter().map(|field| field.name().as_str()).collect();
+                explain(&original, self.table.engine, &message, columns)
+            }
+            Err(finding) => finding,
+        })
+    }
+
     fn check(&self, computed: &SchemaRef, sql: &str) -> Result<String, Vec<Finding>> {
         let expr = prepare_expression(sql, self.table.engine)?.to_string();
         let query = rewrite::at_moment(&format!("SELECT ({expr}) AS c FROM {OUTPUT}"), &Moment::never());
@@ -467,6 +569,8 @@ impl TableCompiler<'_> {
                 wanted.extend(drop.iter().map(|name| (Field::Drop, name)));
             }
             WriteSpec::Refresh { by } => wanted.extend(by.iter().map(|name| (Field::By, name))),
+            // They are the operator's own.
+            WriteSpec::Windows { .. } => {}
         }
         wanted.extend(self.table.partition_by.iter().map(|name| (Field::PartitionBy, name)));
         let mut problems = Vec::new();

@@ -1,5 +1,6 @@
 //! What the tables of a compiled pipeline look like to storage.
 
+use super::Transform as _;
 use super::compile::CompiledPipeline;
 use super::expect::DELETE_FLAG;
 use crate::config::spec::{From, WriteSpec};
@@ -19,15 +20,22 @@ pub fn table_definitions(compiled: &CompiledPipeline, maker: &Maker) -> Vec<Tabl
                 order_by: order_by.clone(),
                 delete_flag: delete_when.as_ref().map(|_| DELETE_FLAG.to_string()),
             },
-            WriteSpec::Refresh { by } => WriteMode::Refresh { by: by.clone() },
+            WriteSpec::Refresh { by } | WriteSpec::Windows { by } => WriteMode::Refresh { by: by.clone() },
         };
         let mut watched: Vec<Vec<String>> = Vec::new();
+        let mut imaged: Vec<String> = Vec::new();
         for downstream in &compiled.spec.tables {
             if let (WriteSpec::Refresh { by }, From::Table(name)) = (&downstream.write, &downstream.from)
                 && *name == table.name
                 && !watched.contains(by)
             {
                 watched.push(by.clone());
+            }
+            if matches!(&downstream.from, From::Table(name) if *name == table.name)
+                && compiled.tally(&downstream.name).is_some()
+                && let Some(columns) = compiled.reads(&downstream.name).tables.get(&table.name)
+            {
+                imaged.extend(columns.iter().filter(|column| !imaged.contains(column)).cloned().collect::<Vec<_>>());
             }
         }
         definitions.push(TableDefinition {
@@ -36,6 +44,7 @@ pub fn table_definitions(compiled: &CompiledPipeline, maker: &Maker) -> Vec<Tabl
             partition_by: table.partition_by.clone(),
             write,
             watched,
+            imaged,
             maker: maker.clone(),
         });
     }
@@ -46,6 +55,7 @@ pub fn table_definitions(compiled: &CompiledPipeline, maker: &Maker) -> Vec<Tabl
             partition_by: Vec::new(),
             write: WriteMode::Append,
             watched: Vec::new(),
+            imaged: Vec::new(),
             maker: maker.clone(),
         });
     }

@@ -6,14 +6,19 @@
 //! Every input row comes out as a row, as a dead letter, or in a count of a rule the user wrote; none vanishes.
 
 mod analysis;
+mod arriving;
 pub mod compile;
 pub mod datafusion_engine;
 pub mod dead_letter;
 pub mod decode;
+pub mod dedupe;
 pub mod definitions;
 pub mod engine;
 pub mod expect;
+pub mod fold;
 pub mod forget;
+pub mod join;
+mod keeps;
 pub mod letter;
 pub mod polars_engine;
 pub mod polars_functions;
@@ -21,7 +26,10 @@ pub mod problems;
 pub mod rewrite;
 pub mod row_json;
 mod run;
+pub mod stateful;
+pub mod tally;
 pub mod types;
+pub mod window;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -33,6 +41,7 @@ use chrono::{DateTime, Utc};
 use crate::error::Result;
 use crate::model::batch::{BatchId, BatchPlan};
 use crate::model::interval::Interval;
+use tally::Tally;
 
 /// What a transform may know besides its rows: the plan's facts, never the wall clock.
 #[derive(Debug, Clone)]
@@ -75,7 +84,7 @@ pub enum Stage {
     Expect,
     /// A null key in an upsert.
     Key,
-    /// Too late for its window.
+    /// Its time: too late for its windows, none, or too far ahead.
     Late,
 }
 
@@ -170,8 +179,22 @@ pub trait Transform: Send + Sync {
     /// under it.
     fn passes(&self, table: &str, column: &str) -> bool;
 
+    /// What `table` remembers between batches, empty as before the first; `None` = it remembers nothing.
+    fn remembers(&self, table: &str) -> Result<Option<Box<dyn stateful::Stateful>>>;
+
+    /// Rows of the input of that number (the first is `from`) as what `table` remembers takes them. Its SQL then gets as
+    /// `batch` what that makes of them.
+    fn arrivals(&self, table: &str, input: usize, inputs: &Inputs, context: &BatchContext) -> Result<Vec<RecordBatch>>;
+
+    /// Where the pipeline's days start.
+    fn timezone(&self) -> chrono_tz::Tz;
+
     /// What `table` needs as input.
     fn reads(&self, table: &str) -> &Reads;
+
+    /// What the columns of the refresh table `table` are, where it can be kept by what changed upstream; `None` = its groups
+    /// are computed from all of their rows.
+    fn tally(&self, table: &str) -> Option<&Tally>;
 
     /// Computes one table's rows.
     fn shape(&self, table: &str, inputs: &Inputs, context: &BatchContext) -> Result<Shaped>;

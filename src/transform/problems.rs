@@ -29,6 +29,10 @@ pub enum Field {
     From,
     /// `write`.
     Write,
+    /// `aggregate.measures.<name>`.
+    Measure(String),
+    /// Another key of the table.
+    Inside(&'static [&'static str]),
 }
 
 impl fmt::Display for Field {
@@ -44,6 +48,8 @@ impl fmt::Display for Field {
             Field::PartitionBy => f.write_str("partition_by"),
             Field::From => f.write_str("from"),
             Field::Write => f.write_str("write"),
+            Field::Measure(name) => write!(f, "aggregate.measures.{name}"),
+            Field::Inside(path) => f.write_str(&path.join(".")),
         }
     }
 }

@@ -11,6 +11,8 @@ use super::decode::added;
 use super::engine::{self, Job, NamedRows};
 use super::expect::{self, DELETE_FLAG, Rules, in_source_order};
 use super::rewrite::{InputKind, Moment, at_moment};
+use super::stateful::Stateful;
+use super::tally::Tally;
 use super::{BatchContext, Coordinates, Decoded, Inputs, Reads, Shaped, Transform};
 use crate::arrow_bridge::conform;
 use crate::config::spec::WriteSpec;
@@ -35,8 +37,28 @@ impl Transform for CompiledPipeline {
         self.tables.get(table).is_some_and(|table| table.passed.contains(column))
     }
 
+    fn remembers(&self, table: &str) -> Result<Option<Box<dyn Stateful>>> {
+        let keeps = self.tables.get(table).and_then(|table| table.keeps.as_ref());
+        keeps.map(|keeps| keeps.operator(self.spec.timezone)).transpose()
+    }
+
+    fn arrivals(&self, table: &str, input: usize, inputs: &Inputs, context: &BatchContext) -> Result<Vec<RecordBatch>> {
+        let keeps = self.tables.get(table).and_then(|table| table.keeps.as_ref());
+        let keeps = keeps.ok_or_else(|| Error::failed(format!("table {table} remembers nothing")))?;
+        let moment = Moment::of(context, self.spec.timezone);
+        keeps.arrivals(input, inputs, &moment, self.spec.timezone).map_err(|error| error.with("table", table))
+    }
+
+    fn timezone(&self) -> chrono_tz::Tz {
+        self.spec.timezone
+    }
+
     fn reads(&self, table: &str) -> &Reads {
         self.tables.get(table).map_or(&self.nothing, |table| &table.reads)
+    }
+
+    fn tally(&self, table: &str) -> Option<&Tally> {
+        self.tables.get(table)?.upkeep.as_ref()?.as_ref().ok()
     }
 
     fn shape(&self, table: &str, inputs: &Inputs, context: &BatchContext) -> Result<Shaped> {
@@ -98,7 +120,7 @@ impl CompiledTable {
     }
 
     /// The rows of the query, with the outcomes of the rules beside them, none applied yet.
-    fn compute(&self, inputs: &Inputs, moment: &Moment) -> Result<Vec<RecordBatch>> {
+    pub(super) fn compute(&self, inputs: &Inputs, moment: &Moment) -> Result<Vec<RecordBatch>> {
         let Some(query) = &self.query else { return conform(&live(&inputs.batch)?, &self.computed) };
         let query = at_moment(query, moment);
         let checks = self.checks.as_ref().map(|(sql, schema)| (at_moment(sql, moment), schema));
@@ -120,7 +142,9 @@ impl CompiledTable {
         let is_stored = |name: &str, data_type: DataType| {
             self.stored.field_with_name(name).is_ok_and(|field| *field.data_type() == data_type)
         };
+        // Rows that waited came in another batch than the one that wrote them.
         self.spec.write == WriteSpec::Append
+            && self.lineage
             && (self.spec.sql.is_none() || self.restore_order)
             && is_stored(added::BATCH_ID, DataType::Int64)
             && is_stored(column::TOPIC, DataType::Utf8)
@@ -169,7 +193,7 @@ fn widen(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
 }
 
 /// The rows that exist: an upstream upsert's deletes are not rows of the batch.
-fn live(batch: &[RecordBatch]) -> Result<Vec<RecordBatch>> {
+pub(super) fn live(batch: &[RecordBatch]) -> Result<Vec<RecordBatch>> {
     let mut rows = Vec::with_capacity(batch.len());
     for batch in batch {
         let flags = batch.column_by_name(DELETE_FLAG).and_then(|flags| flags.as_boolean_opt());

@@ -69,7 +69,9 @@ fn table(name: &str, from: &str, sql: Option<&str>, write: WriteSpec) -> TableSp
         engine: Engine::Polars,
         expect: Vec::new(),
         write,
+        keeps: None,
         partition_by: Vec::new(),
+        incremental: true,
     }
 }
 

@@ -28,6 +28,7 @@ fn plan(batch: BatchId, run_id: &str) -> BatchPlan {
         skipped: BTreeMap::new(),
         moved: BTreeMap::new(),
         letters: None,
+        rebuild: Vec::new(),
         forget: None,
         lost: BTreeMap::new(),
         incarnations: BTreeMap::new(),

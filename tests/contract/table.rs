@@ -5,6 +5,7 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
 mod forget;
+mod images;
 mod maintain;
 mod others;
 mod pinned;
@@ -95,6 +96,7 @@ fn definition(write: WriteMode) -> TableDefinition {
         partition_by: Vec::new(),
         write,
         watched: vec![vec!["city".into()]],
+        imaged: Vec::new(),
         maker: maker(),
     }
 }

@@ -48,7 +48,7 @@ fn setup(point: &str) -> Setup {
     match point {
         fail::DATA_BEGIN | fail::DATA_PART | fail::DATA_COMPLETE | fail::DATA_COMPLETE_DONE => Setup::Parts,
         fail::DATA_DELETE | fail::DATA_DELETE_DONE => Setup::Refused,
-        fail::PLAN_GET | fail::COMMIT_GET => Setup::Begun,
+        fail::PLAN_GET | fail::COMMIT_GET | fail::STATE_GET => Setup::Begun,
         _ => Setup::Plain,
     }
 }

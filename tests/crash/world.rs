@@ -16,6 +16,7 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
 use crate::support::broker::Record;
+use crate::support::lake::{assert_same, lines};
 use crate::support::oracle::{Origin, Stored, Tables, stored};
 use crate::support::orders::{Orders, stores_csv};
 use crate::support::sandbox::{Outcome, Running};
@@ -25,6 +26,13 @@ use crate::support::{Sandbox, number, seed};
 const ROWS: usize = 318;
 const MAX_ROWS: usize = 80;
 const FILES: u32 = 2;
+
+/// A table that remembers: its rows are worked out of bronze's by the reader.
+const REMEMBERING: &str = "
+  gold.stores:
+    from: bronze.orders
+    aggregate: {by: store_id, measures: {orders: count(*), revenue: sum(amount)}}
+";
 
 /// What all cases share.
 pub struct World {
@@ -95,6 +103,8 @@ impl Case {
         let (_, after) = rest.split_once("  format: json").expect("and JSON");
         let source = "  files: {path: landing, pattern: \"*.ndjson\"}\n  format: json";
         let yaml = format!("{before}{source}{after}").replace("#BATCH", &format!("batch: {{max_rows: {MAX_ROWS}}}"));
+        let yaml = yaml.replace("\ndead_letters:", &format!("{REMEMBERING}\ndead_letters:"));
+        assert!(yaml.contains(REMEMBERING), "the pipeline has dead letters");
         sandbox.write("orders.yaml", &yaml);
         sandbox.write("landing/.keep", "");
         for (number, lines) in world.lines.iter().enumerate() {
@@ -147,6 +157,11 @@ impl Case {
     pub fn check(&self, last: &Outcome) {
         let checked = catch_unwind(AssertUnwindSafe(|| {
             world().expected.assert_in(&self.path("lake"));
+            let sums = "SELECT store_id, count(*), sum(amount) FROM t GROUP BY store_id";
+            let summed = lines(&self.path("lake/bronze/orders"), sums);
+            assert!(summed.len() > 2, "too few stores");
+            let remembered = lines(&self.path("lake/gold/stores"), "SELECT store_id, orders, revenue FROM t");
+            assert_same("gold.stores", &summed, &remembered);
             check_log(&self.path("checkpoints/orders"), self.has_zombies);
         }));
         if let Err(why) = checked {

@@ -583,6 +583,7 @@ async fn the_record_of_a_letter_comes_back_from_its_table_as_the_source_delivere
         partition_by: Vec::new(),
         write: WriteMode::Append,
         watched: Vec::new(),
+        imaged: Vec::new(),
         maker: Maker { pipeline: "p".into(), pipeline_id: "id".into() },
     };
     let mut table = tidegate::table::delta::open(&lake, definition).expect("a table");

@@ -2,11 +2,13 @@
 
 mod backfill;
 mod bronze;
+mod dashboard;
 mod dlq;
 pub(crate) mod examples;
 mod foreign;
 mod forget;
 mod init;
+mod joins;
 pub(crate) mod kafka;
 mod kafka_edges;
 mod kafka_losses;
@@ -14,3 +16,4 @@ mod maintain;
 mod repair;
 mod serve;
 mod soak;
+mod windows;

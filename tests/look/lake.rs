@@ -59,7 +59,7 @@ fn status_tells_one_pipeline_at_length_and_a_folder_in_a_table() {
     let all = look(&sandbox, &["status", "pipelines", "--output", "json"]).json();
     let states: Vec<&str> =
         all["pipelines"].as_array().expect("a list").iter().filter_map(|p| p["state"].as_str()).collect();
-    assert_eq!(states, ["never_ran", "never_ran", "never_ran", "idle"], "{all}");
+    assert_eq!(states, ["never_ran", "never_ran", "never_ran", "never_ran", "idle"], "{all}");
 }
 
 #[test]

@@ -48,6 +48,7 @@ fn batch_plan(plan: Plan) -> BatchPlan {
         sources: by_source(ranges(if plan.is_move { Plan { from: plan.until, ..plan } } else { plan })),
         skipped: BTreeMap::new(),
         letters: None,
+        rebuild: Vec::new(),
         forget: None,
         moved: if plan.is_move { by_source(ranges(plan)) } else { BTreeMap::new() },
         lost: BTreeMap::new(),

@@ -20,7 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::batch::{BatchId, FORMAT_VERSION, Owner};
 use crate::model::forget::{Counted, Forget, Key, Owed, Still};
 use crate::runner::event::Event;
-use crate::runner::forget::{Share, counted, files_receipt_name, receipt_name, recomputed};
+use crate::runner::forget::{Share, counted, files_receipt_name, receipt_name};
 use crate::runner::{Parts, Runner};
 use crate::table::Traces;
 use crate::table::maintain::Vacuumed;
@@ -208,7 +208,7 @@ async fn account(
     let goes = shares.iter().filter(|(name, _)| !is_refresh(name));
     let tables: BTreeMap<String, Counted> =
         goes.filter_map(|(name, share)| Some((name.clone(), counted(share, key.containing)?))).collect();
-    let recomputed = recomputed(&spec, tables.keys());
+    let recomputed = runner.recomputed(tables.keys());
     let changed = tables.keys().chain(&recomputed).filter(|name| !is_absent(name));
     let traces = runner.traces(changed, &key.columns()).await?;
     let mute = mute(&spec, &key);

@@ -8,7 +8,7 @@ use super::super::Outcome;
 use super::super::output::{aligned, counted, file_argument, grouped, quoted};
 use super::{Account, Done};
 use crate::cli::{ForgetArgs, Global};
-use crate::config::spec::{From, PipelineSpec, SHORTEST_RETENTION};
+use crate::config::spec::{From, PipelineSpec, SHORTEST_RETENTION, TableSpec};
 use crate::error::{Error, ErrorKind};
 use crate::model::batch::{BatchId, FORMAT_VERSION};
 use crate::model::forget::Still;
@@ -122,6 +122,7 @@ fn what_there_is(args: &ForgetArgs, account: &Account) -> String {
         let rows = counted(*rows, "row", "rows");
         text.push_str(&format!("{name} is left out by --tables and keeps {rows}: {}\n", way_back(account, name)));
     }
+    text.push_str(&remembered(account));
     text.push_str(&sources(account));
     if args.vacuum || !account.is_empty() {
         text.push_str(&logs(account));
@@ -232,6 +233,15 @@ fn consequence(account: &Account, name: &str) -> &'static str {
         return RECOMPUTED;
     }
     "stays, its rows cannot be told apart; a PROBLEM if another column names the person"
+}
+
+/// What tables remember beside their rows, and nobody computes again.
+fn remembered(account: &Account) -> String {
+    let stays = |table: &&TableSpec| table.keeps.is_some() && !account.recomputed.contains(&table.name);
+    let line = |table: &TableSpec| {
+        format!("what {} remembers between batches loses the entries that have the columns\n", table.name)
+    };
+    account.spec.tables.iter().filter(stays).map(line).collect()
 }
 
 fn sources(account: &Account) -> String {

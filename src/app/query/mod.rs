@@ -1,6 +1,7 @@
 //! `tidegate query`: SQL over the tables of a pipeline or of a lake, now or as they were. Reads only.
 
 mod rows;
+mod state;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,9 @@ struct Place {
     /// Tables, and which state of each.
     tables: BTreeMap<String, At>,
     lookups: BTreeMap<String, (LookupSpec, Option<i64>)>,
+    /// What tables remember: the table and its file.
+    states: BTreeMap<String, (String, String)>,
+    pipeline: Option<PathBuf>,
 }
 
 pub(super) async fn query(global: &Global, args: &QueryArgs) -> Result<Outcome, Failure> {
@@ -45,7 +49,7 @@ pub(super) async fn query(global: &Global, args: &QueryArgs) -> Result<Outcome, 
     let memory = units::size(&args.memory).map_err(|why| Error::new(ErrorKind::Usage, format!("--memory {why}")))?;
     let names = place.names().cloned().collect();
     let queries = Queries::new(usize::try_from(memory).unwrap_or(usize::MAX), names)?;
-    place.register(&queries, &sql).await?;
+    place.register(global, &queries, &sql).await?;
     let is_table = args.format == RowFormat::Table && global.output == Output::Text;
     // One more than is shown tells whether there are more.
     let limit = if is_table { Some(args.limit.unwrap_or(SHOWN).saturating_add(1)) } else { args.limit };
@@ -107,9 +111,15 @@ async fn of_pipeline(global: &Global, args: &QueryArgs, file: &Path) -> Result<P
         tables.extend(at.map(|at| (name, at)));
     }
     at_versions(args, &mut tables)?;
+    let batch_record = batch.as_ref().map(|(_, record)| record.clone());
     let pinned = batch.and_then(|(plan, _)| plan).map(|plan| plan.pinned).unwrap_or_default();
     let lookups = lookups(&spec, &pinned);
-    Ok(Place { lake: storage::open(&spec.lake)?, tables, lookups })
+    let record = match batch_record {
+        Some(record) => Some(record),
+        None => log.head().await?.commit,
+    };
+    let states = record.map(|record| state::names(&spec, &record)).unwrap_or_default();
+    Ok(Place { lake: storage::open(&spec.lake)?, tables, lookups, states, pipeline: Some(file.to_path_buf()) })
 }
 
 fn lookups(spec: &PipelineSpec, pinned: &BTreeMap<String, i64>) -> BTreeMap<String, (LookupSpec, Option<i64>)> {
@@ -176,7 +186,7 @@ async fn of_lake(args: &QueryArgs, lake: &str) -> Result<Place, Failure> {
             .help("a lake holds its tables two folders deep: <lake>/silver/orders is silver.orders")
             .into());
     }
-    Ok(Place { lake, tables, lookups: BTreeMap::new() })
+    Ok(Place { lake, tables, lookups: BTreeMap::new(), states: BTreeMap::new(), pipeline: None })
 }
 
 fn at_versions(args: &QueryArgs, tables: &mut BTreeMap<String, At>) -> Result<()> {
@@ -206,7 +216,7 @@ fn parse_time(text: &str) -> Result<DateTime<Utc>> {
 
 impl Place {
     /// Opens the tables that the query may name: reading a log costs time, and most queries name one or two.
-    async fn register(&self, queries: &Queries, sql: &str) -> Result<()> {
+    async fn register(&self, global: &Global, queries: &Queries, sql: &str) -> Result<(), Failure> {
         let is_named = |name: &str| sql.contains(name.rsplit('.').next().unwrap_or(name));
         for (name, at) in self.tables.iter().filter(|(name, _)| is_named(name)) {
             queries.add_table(name, &self.lake.join(&name.replace('.', "/"))?, *at).await?;
@@ -223,12 +233,17 @@ impl Place {
                 }
             }
         }
+        for (name, (table, file)) in self.states.iter().filter(|(name, _)| is_named(name)) {
+            let Some(pipeline) = &self.pipeline else { continue };
+            let (schema, rows) = state::entries(global, pipeline, table, file).await?;
+            queries.add_rows(name, schema, &rows)?;
+        }
         Ok(())
     }
 
     /// Names that can be asked, whether the query names them or not.
     fn names(&self) -> impl Iterator<Item = &String> {
-        self.tables.keys().chain(self.lookups.keys())
+        self.tables.keys().chain(self.lookups.keys()).chain(self.states.keys())
     }
 }
 
@@ -255,6 +270,10 @@ async fn listing(place: &Place) -> Result<Outcome> {
     for name in place.lookups.keys() {
         rows.push(vec![name.clone(), "-".into(), "-".into(), "lookup".into()]);
         entries.push(json!({ "name": name, "kind": "lookup" }));
+    }
+    for name in place.states.keys() {
+        rows.push(vec![name.clone(), "-".into(), "-".into(), "what a table remembers".into()]);
+        entries.push(json!({ "name": name, "kind": "state" }));
     }
     let mut text = aligned(&["table", "version", "rows", "columns"], &rows, 4);
     if place.names().next().is_none() {

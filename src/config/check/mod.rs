@@ -5,6 +5,7 @@ mod kafka;
 mod maintain;
 mod paths;
 mod source;
+mod stateful;
 mod table;
 
 pub use table::source_columns;
@@ -143,7 +144,7 @@ impl Checker<'_> {
         let sources = self.sources(raw, &root);
         let lookups = self.lookups(raw, &root);
         let dead_letters = self.dead_letters(raw);
-        let tables = self.tables(raw, &sources, dead_letters.as_ref());
+        let tables = self.tables(raw, &sources, dead_letters.as_ref(), timezone);
         PipelineSpec {
             name: raw.name.clone(),
             lake: paths::location(&root, raw.lake.as_deref().unwrap_or("./lake")),
@@ -258,6 +259,14 @@ impl Checker<'_> {
     /// A problem with the key at `path`.
     fn refuse_key(&mut self, path: &[&str], message: impl Into<String>, label: &str) {
         self.refuse_key_as(Code::PipelineFile, path, message, label);
+    }
+
+    /// A problem with the key at `path`, and its mend.
+    fn refuse_key_with(&mut self, path: &[&str], message: impl Into<String>, label: &str, help: String) {
+        if !self.broken.iter().any(|broken| broken.iter().eq(path.iter())) {
+            let problem = Problem::at(self.document.key_span_of(path), message).coded(Code::PipelineFile).label(label);
+            self.problems.push(problem.help(help));
+        }
     }
 
     /// A problem with the key at `path` whose class has a code of its own.

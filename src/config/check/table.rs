@@ -7,8 +7,8 @@ use crate::config::document::SqlField;
 use crate::config::raw::{OneOrMany, RawAction, RawEngine, RawPipeline, RawTable, RawWrite};
 use crate::config::report::{Problem, closest};
 use crate::config::spec::{
-    Action, DeadLetterSpec, Engine, Expectation, Format, From, SchemaDrift, SourceSpec, TableSpec, Tombstones,
-    WriteSpec,
+    Action, DeadLetterSpec, Engine, Expectation, Format, From, OperatorSpec, SchemaDrift, SourceSpec, TableSpec,
+    Tombstones, WriteSpec,
 };
 use crate::config::sql::{self, Reads};
 use crate::error::Code;
@@ -18,12 +18,12 @@ pub const ADDED: [&str; 9] =
     ["_key", "_topic", "_partition", "_offset", "_timestamp", "_headers", "_batch_id", "_ingested_at", "_ingest_date"];
 
 /// What is known of the other names while one table is checked.
-struct Names<'a> {
+pub(super) struct Names<'a> {
     /// Also those that were too broken to build.
-    source_names: Vec<String>,
-    tables: Vec<String>,
+    pub(super) source_names: Vec<String>,
+    pub(super) tables: Vec<String>,
     lookups: Vec<String>,
-    raw: &'a RawPipeline,
+    pub(super) raw: &'a RawPipeline,
 }
 
 impl Checker<'_> {
@@ -33,6 +33,7 @@ impl Checker<'_> {
         raw: &RawPipeline,
         sources: &BTreeMap<String, SourceSpec>,
         dead_letters: Option<&DeadLetterSpec>,
+        timezone: chrono_tz::Tz,
     ) -> Vec<TableSpec> {
         let mut source_names = self.document.keys(&["sources"]);
         if self.document.node(&["source"]).is_some() {
@@ -52,7 +53,7 @@ impl Checker<'_> {
         let mut built: Vec<(TableSpec, Vec<String>)> = Vec::new();
         for name in &names.tables {
             if let Some(table) = raw.tables.get(name) {
-                built.extend(self.table(name, table, &names));
+                built.extend(self.table(name, table, &names, sources, timezone));
             }
         }
         let ordered = self.in_order(built);
@@ -106,11 +107,22 @@ impl Checker<'_> {
     }
 
     /// A table and the tables that it reads.
-    fn table(&mut self, name: &str, raw: &RawTable, names: &Names<'_>) -> Option<(TableSpec, Vec<String>)> {
-        let from = self.from(name, &raw.from, names);
+    fn table(
+        &mut self,
+        name: &str,
+        raw: &RawTable,
+        names: &Names<'_>,
+        sources: &BTreeMap<String, SourceSpec>,
+        timezone: chrono_tz::Tz,
+    ) -> Option<(TableSpec, Vec<String>)> {
+        let from = self.from(name, raw, names);
         let reads = raw.sql.as_deref().map(sql::reads).unwrap_or_default();
         self.relations(name, &reads, names);
-        let write = self.write(name, raw, from.as_ref());
+        let keeps = self.keeps(name, raw, from.as_ref(), names, sources, timezone);
+        let write = match keeps.as_ref().map(|keeps| &keeps.operator) {
+            Some(OperatorSpec::Aggregate(aggregate)) => self.write_of_windows(name, raw, aggregate),
+            _ => self.write(name, raw, from.as_ref()),
+        };
         self.aggregation(name, raw, &reads, names);
         self.repetition(name, raw, &reads);
         self.lost_deletes(name, raw, names);
@@ -124,20 +136,51 @@ impl Checker<'_> {
             }
         }
         let from = from?;
-        let mut upstream: Vec<String> = match &from {
-            From::Table(table) => vec![table.clone()],
-            From::Source(_) => Vec::new(),
-        };
+        let mut upstream: Vec<String> = Vec::new();
         upstream.extend(reads.relations.iter().map(|r| r.name.clone()).filter(|r| names.tables.contains(r)));
         let engine = match raw.engine.unwrap_or(RawEngine::Polars) {
             RawEngine::Polars => Engine::Polars,
             RawEngine::DataFusion => Engine::DataFusion,
         };
-        let spec = TableSpec { name: name.into(), from, sql: raw.sql.clone(), engine, expect, write, partition_by };
+        let sql = raw.sql.clone();
+        let incremental = match &raw.write {
+            Some(RawWrite::Refresh(refresh)) => refresh.incremental.unwrap_or(true),
+            _ => true,
+        };
+        let name = name.to_string();
+        let spec = TableSpec { name, from, sql, engine, expect, write, partition_by, incremental, keeps };
+        upstream.extend(spec.inputs().into_iter().filter_map(|from| match from {
+            From::Table(table) => Some(table.clone()),
+            From::Source(_) => None,
+        }));
         Some((spec, upstream))
     }
 
-    fn from(&mut self, name: &str, from: &str, names: &Names<'_>) -> Option<From> {
+    /// The upstream; of a join, its left side.
+    fn from(&mut self, name: &str, raw: &RawTable, names: &Names<'_>) -> Option<From> {
+        match (&raw.from, &raw.join) {
+            (Some(_), Some(_)) => {
+                let label = "remove it: `join` names both sides";
+                self.refuse_key(&["tables", name, "from"], format!("`{name}` has both `from` and `join`"), label);
+                None
+            }
+            (Some(from), None) => self.upstream(name, &["tables", name, "from"], from, names),
+            (None, Some(join)) => self.upstream(name, &["tables", name, "join", "left"], &join.left, names),
+            (None, None) => {
+                let message = format!("missing key `from` in `{name}`");
+                let path = ["tables", name];
+                if !self.broken.iter().any(|broken| broken.iter().eq(path.iter())) {
+                    let problem = Problem::at(self.document.key_span_of(&path), message).coded(Code::MissingKey);
+                    let about = "`from`: Where its rows come from: `source`, a source's name, or a table's name.";
+                    self.problems.push(problem.label("needs `from`").help(about));
+                }
+                None
+            }
+        }
+    }
+
+    /// A source or a table by its name.
+    pub(super) fn upstream(&mut self, name: &str, path: &[&str], from: &str, names: &Names<'_>) -> Option<From> {
         if names.source_names.iter().any(|source| source == from) {
             return Some(From::Source(from.to_owned()));
         }
@@ -160,7 +203,7 @@ impl Checker<'_> {
             None => format!("known: {}", known.join(", ")),
         };
         let (message, label) = (format!("unknown table `{from}`"), "no table or source with this name in the pipeline");
-        self.refuse_as(Code::UnknownName, &["tables", name, "from"], message, label, Some(help));
+        self.refuse_as(Code::UnknownName, path, message, label, Some(help));
         None
     }
 
@@ -218,7 +261,7 @@ impl Checker<'_> {
         if !reads.aggregates_batch {
             return;
         }
-        let upstream = names.raw.tables.get(&raw.from).and_then(|table| table.write.as_ref());
+        let upstream = names.raw.tables.get(from_of(raw)).and_then(|table| table.write.as_ref());
         let Some(batch) = reads.relations.iter().find(|relation| relation.name.eq_ignore_ascii_case("batch")) else {
             return;
         };
@@ -227,12 +270,12 @@ impl Checker<'_> {
                 format!("`{name}` refreshes whole groups, but aggregates the rows of one batch")
             }
             (Some(RawWrite::Upsert(_)), _) => {
-                format!("aggregating `batch` counts every update of `{}` again", raw.from)
+                format!("aggregating `batch` counts every update of `{}` again", from_of(raw))
             }
             _ => return,
         };
         let span = self.document.sql_position(name, SqlField::Sql, batch.line, batch.column, batch.length);
-        let problem = Problem::at(span, message).label(format!("read `FROM {}`", raw.from));
+        let problem = Problem::at(span, message).label(format!("read `FROM {}`", from_of(raw)));
         let help =
             "with `write: {refresh: {by: …}}` every group that the batch touched is computed again from the table";
         self.problems.push(problem.help(help));
@@ -244,11 +287,11 @@ impl Checker<'_> {
         if is_refresh || reads.reads("batch") {
             return;
         }
-        let whole = reads.relations.iter().find(|relation| relation.name == raw.from);
+        let whole = reads.relations.iter().find(|relation| relation.name == from_of(raw));
         let Some(relation) = whole else { return };
         let (line, column, length) = (relation.line, relation.column, relation.length);
         let span = self.document.sql_position(name, SqlField::Sql, line, column, length);
-        let message = format!("every batch would write all rows of `{}` to `{name}` again", raw.from);
+        let message = format!("every batch would write all rows of `{}` to `{name}` again", from_of(raw));
         let problem = Problem::at(span, message).label("read `FROM batch`");
         self.problems
             .push(problem.help("`batch` is the rows of this micro-batch; whole tables are for `write: refresh`"));
@@ -256,10 +299,10 @@ impl Checker<'_> {
 
     /// The rows of a batch are those that exist: deletes of an upsert table do not travel on.
     fn lost_deletes(&mut self, name: &str, raw: &RawTable, names: &Names<'_>) {
-        let upstream = names.raw.tables.get(&raw.from).and_then(|table| table.write.as_ref());
+        let upstream = names.raw.tables.get(from_of(raw)).and_then(|table| table.write.as_ref());
         let deletes = matches!(upstream, Some(RawWrite::Upsert(upsert)) if upsert.delete_when.is_some());
         if deletes && matches!(&raw.write, Some(RawWrite::Upsert(_))) {
-            let message = format!("deletes of `{}` would never reach `{name}`", raw.from);
+            let message = format!("deletes of `{}` would never reach `{name}`", from_of(raw));
             let help = "feed it from the table before, with a `delete_when` of its own; or use `write: refresh`";
             self.refuse(&["tables", name, "from"], message, "has `delete_when`", Some(help.into()));
         }
@@ -281,7 +324,7 @@ impl Checker<'_> {
     }
 
     /// Column names without repetition.
-    fn names_list(&mut self, path: &[&str], raw: Option<&OneOrMany>) -> Vec<String> {
+    pub(super) fn names_list(&mut self, path: &[&str], raw: Option<&OneOrMany>) -> Vec<String> {
         let names = raw.map(OneOrMany::to_vec).unwrap_or_default();
         for (index, name) in names.iter().enumerate() {
             if name.is_empty() || names[..index].contains(name) {
@@ -329,7 +372,7 @@ impl Checker<'_> {
         let mut uses: Vec<(Vec<&str>, &Vec<String>)> =
             vec![(vec!["tables", name, "partition_by"], &table.partition_by)];
         match &table.write {
-            WriteSpec::Append => {}
+            WriteSpec::Append | WriteSpec::Windows { .. } => {}
             WriteSpec::Upsert { key, order_by, drop, .. } => {
                 for (field, columns) in [("key", key), ("order_by", order_by), ("drop", drop)] {
                     uses.push((vec!["tables", name, "write", "upsert", field], columns));
@@ -345,6 +388,10 @@ impl Checker<'_> {
     }
 }
 
+fn from_of(raw: &RawTable) -> &str {
+    raw.from.as_deref().unwrap_or_default()
+}
+
 /// The output columns of a table without SQL whose upstream is known.
 fn known_columns(
     table: &TableSpec,
@@ -352,7 +399,7 @@ fn known_columns(
     columns: &BTreeMap<String, Option<Vec<String>>>,
 ) -> Option<Vec<String>> {
     match &table.from {
-        _ if table.sql.is_some() => None,
+        _ if table.sql.is_some() || table.keeps.is_some() => None,
         From::Table(upstream) => columns.get(upstream).cloned().flatten(),
         From::Source(source) => source_columns(sources.get(source)?),
     }

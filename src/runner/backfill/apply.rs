@@ -78,6 +78,9 @@ impl Backfill {
                 WriteSpec::Refresh { by } => self.refresh(table, by, plan).await?,
                 WriteSpec::Upsert { .. } => self.upsert(table, plan, pin).await?,
                 WriteSpec::Append => self.replace(table, plan, pin).await?,
+                WriteSpec::Windows { .. } => {
+                    return Err(Error::failed("windows are not derived from an interval alone"));
+                }
             };
             if let Some(receipt) = applied {
                 fail::hit(fail::APPLIED)?;

@@ -19,7 +19,17 @@ pub struct Lineage {
 
 /// The tables that keep a source's rows, and are read instead of derived again.
 pub fn is_bronze(table: &TableSpec) -> bool {
-    matches!(table.from, From::Source(_)) && table.write == WriteSpec::Append
+    matches!(table.from, From::Source(_)) && table.write == WriteSpec::Append && table.keeps.is_none()
+}
+
+/// Whether what the table remembers, or a table before it, has a part in its rows: they do not follow from the rows of an
+/// interval alone.
+pub fn remembers(spec: &PipelineSpec, table: &TableSpec) -> bool {
+    table.keeps.is_some()
+        || table.inputs().into_iter().any(|from| match from {
+            From::Table(name) => find(spec, name).is_some_and(|table| remembers(spec, table)),
+            From::Source(_) => false,
+        })
 }
 
 /// The lineage of a table; the inner error is the reason why it cannot be derived again.
@@ -28,6 +38,13 @@ pub fn lineage(
     transform: &dyn Transform,
     table: &TableSpec,
 ) -> std::result::Result<Lineage, String> {
+    if remembers(spec, table) {
+        return Err(
+            "what it remembers has a part in its rows; the whole table can be computed again: tidegate rebuild FILE \
+                    --table NAME"
+                .to_owned(),
+        );
+    }
     let mut chain = vec![table.name.clone()];
     let mut at = table;
     let (bronze, source) = loop {
@@ -147,7 +164,7 @@ pub fn choose(spec: &PipelineSpec, transform: &dyn Transform, names: &[String]) 
         }
     }
     let wanted = |table: &&TableSpec| match names.is_empty() {
-        true => !is_bronze(table),
+        true => !is_bronze(table) && !remembers(spec, table),
         false => names.contains(&table.name),
     };
     let chosen: Vec<&TableSpec> = spec.tables.iter().filter(wanted).collect();

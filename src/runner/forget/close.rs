@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use tracing::warn;
 
 use super::super::Runner;
-use super::recomputed;
 use crate::config::spec::SHORTEST_RETENTION;
 use crate::error::Result;
 use crate::model::batch::{BatchId, BatchPlan, CommitRecord, FORMAT_VERSION};
@@ -43,7 +42,7 @@ impl Runner {
     pub(in crate::runner) async fn close_forget(&mut self, plan: &BatchPlan, record: &CommitRecord) -> Result<()> {
         let Some(what) = &plan.forget else { return Ok(()) };
         if let Some(key) = self.find_key(&what.digest).await? {
-            let recomputed = recomputed(&self.parts.spec, what.tables.keys());
+            let recomputed = self.recomputed(what.tables.keys());
             let tables: Vec<String> = what.tables.keys().cloned().chain(recomputed).collect();
             let traces = self.traces(&tables, &what.columns).await?;
             let receipt = self.receipt(plan, what, &key, record, &traces);
@@ -95,7 +94,7 @@ impl Runner {
             self.say_when_files_leave(&mut entry, name, what, record.committed_at);
             entry
         });
-        let recomputed = recomputed(&self.parts.spec, what.tables.keys());
+        let recomputed = self.recomputed(what.tables.keys());
         let recomputed = recomputed.iter().map(|name| {
             let receipt = record.tables.get(name).cloned().unwrap_or_default();
             let count = |rows: u64| if receipt.already_applied { Value::Null } else { rows.into() };

@@ -17,6 +17,7 @@ use tracing::warn;
 pub use self::account::{Share, counted};
 pub use self::close::{files_receipt_name, receipt_name};
 use super::event::Event;
+use super::rebuild::obstacle;
 use super::step::{Phases, taken};
 use super::{Runner, meaning, recipe};
 use crate::checkpoint::Claim;
@@ -28,10 +29,15 @@ use crate::model::forget::{Forget, Key};
 use crate::model::offset::{Offset, Partition};
 use crate::source::column;
 use crate::table::{Change, Removal};
+use crate::transform::Transform;
 use crate::transform::forget::Typed;
 
 /// Tables that are recomputed when these lose rows, and those that are recomputed then.
-pub fn recomputed<'a>(spec: &PipelineSpec, tables: impl IntoIterator<Item = &'a String>) -> BTreeSet<String> {
+fn recomputed<'a>(
+    spec: &PipelineSpec,
+    transform: &dyn Transform,
+    tables: impl IntoIterator<Item = &'a String>,
+) -> BTreeSet<String> {
     let mut touched: BTreeSet<&str> = tables.into_iter().map(String::as_str).collect();
     let mut recomputed = BTreeSet::new();
     for table in &spec.tables {
@@ -41,11 +47,24 @@ pub fn recomputed<'a>(spec: &PipelineSpec, tables: impl IntoIterator<Item = &'a 
             touched.insert(&table.name);
             recomputed.insert(table.name.clone());
         }
+        // What it remembers of the person goes with all the rest, and is worked in again without.
+        if let (Some(_), From::Table(upstream)) = (&table.keeps, &table.from)
+            && touched.contains(upstream.as_str())
+            && obstacle(table, transform).is_none()
+        {
+            touched.insert(&table.name);
+            recomputed.insert(table.name.clone());
+        }
     }
     recomputed
 }
 
 impl Runner {
+    /// See [`recomputed`].
+    pub fn recomputed<'a>(&self, tables: impl IntoIterator<Item = &'a String>) -> BTreeSet<String> {
+        recomputed(&self.parts.spec, &*self.parts.transform, tables)
+    }
+
     /// Forgets: keeps the key, plans the batch that names it, and carries it through.
     pub async fn forget(&mut self, key: &Key, what: Forget) -> Result<CommitRecord> {
         let started = Instant::now();
@@ -57,6 +76,9 @@ impl Runner {
                 pinned.insert(name.clone(), version);
             }
         }
+        let recomputed = self.recomputed(what.tables.keys());
+        let remembering = self.parts.spec.tables.iter().filter(|table| table.keeps.is_some());
+        let rebuild = remembering.map(|table| table.name.clone()).filter(|name| recomputed.contains(name)).collect();
         let plan = BatchPlan {
             version: FORMAT_VERSION,
             batch: last + 1,
@@ -67,6 +89,7 @@ impl Runner {
             moved: BTreeMap::new(),
             letters: None,
             forget: Some(what),
+            rebuild,
             lost: BTreeMap::new(),
             incarnations: BTreeMap::new(),
             watermarks: BTreeMap::new(),

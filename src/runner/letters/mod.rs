@@ -90,6 +90,7 @@ impl Runner {
             skipped: BTreeMap::new(),
             moved: BTreeMap::new(),
             letters: Some(letters),
+            rebuild: Vec::new(),
             forget: None,
             lost: BTreeMap::new(),
             incarnations: BTreeMap::new(),
@@ -150,7 +151,7 @@ impl Runner {
     }
 
     /// Leaves out letters that are in the table, open: of a record that makes several rows, some may be there.
-    async fn unknown_letters(&mut self, rows: Vec<RecordBatch>) -> Result<Vec<RecordBatch>> {
+    pub(super) async fn unknown_letters(&mut self, rows: Vec<RecordBatch>) -> Result<Vec<RecordBatch>> {
         let name = self.dead_letter_table()?;
         let mut unknown = Vec::with_capacity(rows.len());
         for batch in rows {

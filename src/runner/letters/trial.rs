@@ -14,7 +14,7 @@ use std::sync::Arc;
 use arrow::array::{BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
 
-use super::super::shaping::{Rows, deferred};
+use super::super::shaping::{Rows, deferred, remembering};
 use crate::config::spec::{From, PipelineSpec, TableSpec, WriteSpec};
 use crate::error::{Context, ErrorKind, Result};
 use crate::model::letter::BACKFILLED;
@@ -165,6 +165,12 @@ impl Bench<'_> {
         if !self.spec.tables.iter().any(|known| known.name == *table) {
             return Err(format!("the pipeline no longer has the table {table}"));
         }
+        if remembering(self.spec).contains(table) {
+            return Err(format!(
+                "what {table} remembers had a part in it: late rows stay late; after a change of `watermark` or of rows upstream, \
+                 tidegate rebuild FILE --table {table} computes it again"
+            ));
+        }
         if deferred(self.spec, self.transform).contains(table) || !is_kept {
             return Err(format!("{table} reads whole tables: the records of its letters are not kept"));
         }
@@ -210,6 +216,8 @@ impl Bench<'_> {
         trial: &mut Trial,
     ) -> Result<Failed> {
         let deferred = deferred(self.spec, self.transform);
+        // What they remember takes part once, when the batch is done.
+        let remembering = remembering(self.spec);
         let nobody = Places::new();
         let mut failed = Failed::new();
         (trial.shaped, trial.dead, trial.expectations) = (HashMap::new(), Vec::new(), BTreeMap::new());
@@ -227,7 +235,7 @@ impl Bench<'_> {
                 }
                 continue;
             }
-            if deferred.contains(&table.name) {
+            if deferred.contains(&table.name) || remembering.contains(&table.name) {
                 continue;
             }
             let mut batch = match &table.from {

@@ -19,6 +19,7 @@ use super::scan::Semi;
 use super::schema::{conform, delta_schema, reconcile};
 use super::upsert::{Hits, Ranking, find_hits, pick};
 use super::winners::Winners;
+use super::witness::Witness;
 use super::write::{Rewrite, Writer};
 use super::{ATTEMPTS, DeltaLakeTable, Touched};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -40,7 +41,7 @@ struct Attempted {
     failure: CommitFailure,
     adds: Vec<Add>,
     receipt: Receipt,
-    touched: Vec<Distinct>,
+    witness: Witness,
 }
 
 enum Failure {
@@ -99,7 +100,7 @@ impl DeltaLakeTable {
                 return Ok(None);
             }
             match self.attempt(change, txn).await {
-                Ok((receipt, touched)) => return Ok(Some(self.done(txn, receipt, touched))),
+                Ok((receipt, witness)) => return Ok(Some(self.done(txn, receipt, witness))),
                 Err(Failure::Refused(error)) => return Err(error),
                 Err(Failure::Commit(attempted)) => match self.settle(*attempted, txn).await? {
                     Ok(receipt) => return Ok(Some(receipt)),
@@ -133,16 +134,16 @@ impl DeltaLakeTable {
         Ok(applied)
     }
 
-    fn done(&mut self, txn: &Txn, receipt: Receipt, sets: Vec<Distinct>) -> Receipt {
+    fn done(&mut self, txn: &Txn, receipt: Receipt, witness: Witness) -> Receipt {
         let receipt = Receipt { foreign: std::mem::take(&mut self.foreign), ..receipt };
         self.known.insert(txn.app_id.clone(), Some(txn.batch));
-        self.touched = Some(Touched { app_id: txn.app_id.clone(), batch: txn.batch, sets });
+        self.touched = Some(Touched { app_id: txn.app_id.clone(), batch: txn.batch, witness });
         receipt
     }
 
     /// After a failed commit: the log decides. The inner error means that it is worth another try.
     async fn settle(&mut self, attempted: Attempted, txn: &Txn) -> Result<Result<Receipt>> {
-        let Attempted { failure, adds, receipt, touched } = attempted;
+        let Attempted { failure, adds, receipt, witness } = attempted;
         let conflict = failure.is_conflict();
         let nonce = failure.nonce;
         let error = self.handle.explain(failure.cause, &format!("commit batch {}", txn.batch));
@@ -154,7 +155,7 @@ impl DeltaLakeTable {
             return match commit {
                 Some((version, actions)) if carries(&actions, &nonce) => {
                     tracing::info!(table = %self.definition.name, version, %error, "the commit landed in spite of an error");
-                    Ok(Ok(self.done(txn, Receipt { delta_version: version, ..receipt }, touched)))
+                    Ok(Ok(self.done(txn, Receipt { delta_version: version, ..receipt }, witness)))
                 }
                 _ => {
                     self.forget(&adds).await;
@@ -196,17 +197,16 @@ impl DeltaLakeTable {
             .help("nothing was written to it; undo the restore (RESTORE TABLE to the version before it) and run again")
     }
 
-    async fn attempt(&mut self, change: &Change, txn: &Txn) -> Result<(Receipt, Vec<Distinct>), Failure> {
+    async fn attempt(&mut self, change: &Change, txn: &Txn) -> Result<(Receipt, Witness), Failure> {
         let Some(state) = self.handle.state() else { return Err(Error::failed("the table disappeared").into()) };
         let at = self.handle.location();
         check_writable(&self.definition, state, &at)?;
         let reconciled = reconcile(&self.definition, state, &at)?;
         check_deletion_vectors(&self.definition, &self.handle)?;
-        let mut touched = Vec::new();
-        for by in &self.definition.watched {
-            touched.push(Distinct::new(&reconciled.schema, by)?);
-        }
-        let prepared = self.prepare(change, txn, &reconciled.schema, &mut touched).await?;
+        // The images of the batch before are let go first: two batches' would be twice the memory.
+        self.touched = None;
+        let mut witness = Witness::new(&reconciled.schema, &self.definition.watched, &self.definition.imaged)?;
+        let prepared = self.prepare(change, txn, &reconciled.schema, &mut witness).await?;
         let Prepared { removes, adds, mut receipt, operation } = prepared;
         receipt.files_removed = removes.len() as u64;
         receipt.files_added = adds.len() as u64;
@@ -224,8 +224,8 @@ impl DeltaLakeTable {
         };
         let txn = &Txn { user_metadata, ..txn.clone() };
         match self.handle.commit(actions, operation, txn).await {
-            Ok(version) => Ok((Receipt { delta_version: version, ..receipt }, touched)),
-            Err(failure) => Err(Failure::Commit(Box::new(Attempted { failure, adds, receipt, touched }))),
+            Ok(version) => Ok((Receipt { delta_version: version, ..receipt }, witness)),
+            Err(failure) => Err(Failure::Commit(Box::new(Attempted { failure, adds, receipt, witness }))),
         }
     }
 
@@ -249,14 +249,14 @@ impl DeltaLakeTable {
         change: &Change,
         txn: &Txn,
         schema: &SchemaRef,
-        touched: &mut [Distinct],
+        witness: &mut Witness,
     ) -> Result<Prepared> {
         match (self.definition.write.clone(), change) {
             (WriteMode::Append, Change::Rows(rows)) => {
                 let rows = self.conform_all(rows, schema)?;
                 let inserted = count(&rows);
                 let adds = if inserted == 0 { Vec::new() } else { self.writer(schema, &[])?.write(&rows).await? };
-                see(touched, &rows)?;
+                see(witness, &rows)?;
                 let operation = DeltaOperation::StreamingUpdate {
                     output_mode: OutputMode::Append,
                     query_id: txn.app_id.clone(),
@@ -270,7 +270,7 @@ impl DeltaLakeTable {
                 let inserted = count(&rows);
                 let work = super::trim::find(&self.reader(), self.handle.files()?, schema, trim).await?;
                 let deleted = work.iter().map(|rewrite| rewrite.gone.len() as u64).sum();
-                let (removes, adds) = self.rewrite(schema, &[], work, rows, touched).await?;
+                let (removes, adds) = self.rewrite(schema, &[], work, rows, witness).await?;
                 let receipt = Receipt { inserted, deleted, ..Receipt::default() };
                 let operation = DeltaOperation::Delete { predicate: None };
                 Ok(Prepared { removes, adds, receipt, operation })
@@ -281,7 +281,7 @@ impl DeltaLakeTable {
                 let inserted = count(&rows);
                 let work = super::span::find(&self.reader(), self.handle.files()?, schema, span).await?;
                 let deleted = work.iter().map(|rewrite| rewrite.gone.len() as u64).sum();
-                let (removes, adds) = self.rewrite(schema, &[], work, rows, touched).await?;
+                let (removes, adds) = self.rewrite(schema, &[], work, rows, witness).await?;
                 let receipt = Receipt { inserted, deleted, ..Receipt::default() };
                 let operation = merge(std::slice::from_ref(&span.column));
                 Ok(Prepared { removes, adds, receipt, operation })
@@ -290,7 +290,7 @@ impl DeltaLakeTable {
                 let rows = self.missing(column, except, rows, schema).await?;
                 let inserted = count(&rows);
                 let adds = if inserted == 0 { Vec::new() } else { self.writer(schema, &[])?.write(&rows).await? };
-                see(touched, &rows)?;
+                see(witness, &rows)?;
                 let operation = merge(std::slice::from_ref(column));
                 let receipt = Receipt { inserted, ..Receipt::default() };
                 Ok(Prepared { removes: Vec::new(), adds, receipt, operation })
@@ -300,7 +300,7 @@ impl DeltaLakeTable {
                 let work = super::refresh::find_groups(&self.reader(), self.handle.files()?, schema, groups).await?;
                 let updated: u64 = work.iter().map(|rewrite| rewrite.gone.len() as u64).sum();
                 let inserted = count(&rows).saturating_sub(updated);
-                let (removes, adds) = self.rewrite(schema, &[], work, rows, touched).await?;
+                let (removes, adds) = self.rewrite(schema, &[], work, rows, witness).await?;
                 let receipt = Receipt { inserted, updated, ..Receipt::default() };
                 Ok(Prepared { removes, adds, receipt, operation: DeltaOperation::Update { predicate: None } })
             }
@@ -316,12 +316,12 @@ impl DeltaLakeTable {
                     WriteMode::Upsert { key, .. } => key,
                     WriteMode::Refresh { by } => by,
                 };
-                let (removes, adds) = self.rewrite(schema, &keys, work, Vec::new(), touched).await?;
+                let (removes, adds) = self.rewrite(schema, &keys, work, Vec::new(), witness).await?;
                 let receipt = Receipt { deleted, ..Receipt::default() };
                 Ok(Prepared { removes, adds, receipt, operation: DeltaOperation::Delete { predicate: None } })
             }
             (WriteMode::Upsert { key, order_by, delete_flag }, Change::Rows(rows)) => {
-                self.upsert(rows, txn, schema, touched, &key, &order_by, delete_flag.as_deref()).await
+                self.upsert(rows, txn, schema, witness, &key, &order_by, delete_flag.as_deref()).await
             }
             (WriteMode::Refresh { by }, Change::Groups { groups, rows }) => {
                 let rows = self.conform_all(rows, schema)?;
@@ -329,7 +329,7 @@ impl DeltaLakeTable {
                 let work = super::refresh::find_groups(&self.reader(), self.handle.files()?, schema, groups).await?;
                 let deleted = work.iter().map(|rewrite| rewrite.gone.len() as u64).sum();
                 let inserted = count(&rows);
-                let (removes, adds) = self.rewrite(schema, &by, work, rows, touched).await?;
+                let (removes, adds) = self.rewrite(schema, &by, work, rows, witness).await?;
                 let receipt = Receipt { inserted, deleted, ..Receipt::default() };
                 Ok(Prepared { removes, adds, receipt, operation: merge(&by) })
             }
@@ -379,7 +379,7 @@ impl DeltaLakeTable {
         rows: &[RecordBatch],
         txn: &Txn,
         schema: &SchemaRef,
-        touched: &mut [Distinct],
+        witness: &mut Witness,
         key: &[String],
         order_by: &[String],
         delete_flag: Option<&str>,
@@ -428,7 +428,7 @@ impl DeltaLakeTable {
         }
         let fresh =
             if written.is_empty() { Vec::new() } else { self.conform_all(&[pick(&winners, written)?], schema)? };
-        let (removes, adds) = self.rewrite(schema, key, work, fresh, touched).await?;
+        let (removes, adds) = self.rewrite(schema, key, work, fresh, witness).await?;
         Ok(Prepared { removes, adds, receipt, operation: merge(key) })
     }
 
@@ -439,14 +439,14 @@ impl DeltaLakeTable {
         keys: &[String],
         work: Vec<Rewrite>,
         fresh: Vec<RecordBatch>,
-        touched: &mut [Distinct],
+        witness: &mut Witness,
     ) -> Result<(Vec<Action>, Vec<Add>)> {
         if work.is_empty() && fresh.is_empty() {
             return Ok((Vec::new(), Vec::new()));
         }
         let removes = work.iter().filter_map(|rewrite| rewrite.file.remove()).map(Action::Remove).collect();
-        see(touched, &fresh)?;
-        let adds = self.writer(schema, keys)?.rewrite(&self.reader(), schema, work, fresh, touched).await?;
+        see(witness, &fresh)?;
+        let adds = self.writer(schema, keys)?.rewrite(&self.reader(), schema, work, fresh, witness).await?;
         Ok((removes, adds))
     }
 
@@ -471,8 +471,8 @@ async fn pause(attempt: usize) {
     tokio::time::sleep(Duration::from_millis(random % longest)).await;
 }
 
-fn see(touched: &mut [Distinct], rows: &[RecordBatch]) -> Result<()> {
-    touched.iter_mut().try_for_each(|distinct| rows.iter().try_for_each(|batch| distinct.add(batch)))
+fn see(witness: &mut Witness, rows: &[RecordBatch]) -> Result<()> {
+    rows.iter().try_for_each(|batch| witness.comes(batch))
 }
 
 fn count(rows: &[RecordBatch]) -> u64 {

@@ -32,6 +32,7 @@ mod trim;
 mod upsert;
 mod vacuum;
 mod winners;
+mod witness;
 mod write;
 
 use std::collections::HashMap;
@@ -50,8 +51,11 @@ use self::handle::Handle;
 use self::rows::Distinct;
 use self::scan::{Pruner, Reader, Semi};
 use self::schema::{arrow_schema, check_kept, check_nulls, made_by, project, reconcile};
+use self::witness::Witness;
 use super::maintain::{Compacted, Compaction, Vacuum, Vacuumed};
-use super::{Change, Held, Pin, Removal, Span, Table, TableDefinition, TableState, Traces, Trim, Txn, WriteMode};
+use super::{
+    Change, Held, Images, Pin, Removal, Span, Table, TableDefinition, TableState, Traces, Trim, Txn, WriteMode,
+};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::model::batch::{BatchId, ForeignWrite, Receipt};
 use crate::storage::Storage;
@@ -98,7 +102,7 @@ struct DeltaLakeTable {
 struct Touched {
     app_id: String,
     batch: BatchId,
-    sets: Vec<Distinct>,
+    witness: Witness,
 }
 
 impl DeltaLakeTable {
@@ -347,7 +351,7 @@ impl Table for DeltaLakeTable {
         if let Some(touched) = &self.touched
             && touched.app_id == txn.app_id
             && touched.batch == txn.batch
-            && let Some(set) = touched.sets.iter().find(|set| set.is_over(by))
+            && let Some(set) = touched.witness.set(by)
         {
             return set.rows();
         }
@@ -384,6 +388,23 @@ impl Table for DeltaLakeTable {
         set.rows()
     }
 
+    fn images(&self, columns: &[String], txn: &Txn) -> Option<Images> {
+        let touched = self.touched.as_ref()?;
+        let is_it = touched.app_id == txn.app_id && touched.batch == txn.batch;
+        is_it.then(|| touched.witness.images(columns)).flatten()
+    }
+
+    async fn is_unchanged(&mut self, after: i64, until: Option<i64>) -> Result<bool> {
+        match until {
+            Some(until) => others::are_without_rows(&self.handle, after, until).await,
+            None => {
+                let newest = self.newest().await?;
+                let Some(until) = newest.version() else { return Ok(false) };
+                others::are_without_rows(&newest, after, until).await
+            }
+        }
+    }
+
     async fn count_after(&mut self, trim: &Trim) -> Result<u64> {
         if self.handle.state().is_none() {
             self.reload().await?;
@@ -412,7 +433,7 @@ impl Table for DeltaLakeTable {
     async fn groups(&mut self, by: &[String]) -> Result<RecordBatch> {
         let rows = self.read(by, None).await?;
         let schema = match self.handle.state() {
-            Some(state) => arrow_schema(state),
+            Some(state) => Arc::new(self.with_columns_to_come(&arrow_schema(state))),
             None => self.definition.schema.clone(),
         };
         let mut set = Distinct::new(&schema, by)?;

@@ -45,6 +45,36 @@ pub(super) async fn harmed(handle: &Handle) -> Result<bool> {
     Ok(seen.writes.iter().any(counts))
 }
 
+/// Whether no commit after version `after`, up to and with `until`, changed a row or the table's definition.
+pub(super) async fn are_without_rows(handle: &Handle, after: i64, until: i64) -> Result<bool> {
+    // Somebody who was away that long looks at the rows again.
+    if until < after || until - after > PAGE {
+        return Ok(false);
+    }
+    for version in after + 1..=until {
+        match handle.entry(version).await? {
+            Some(entry) if is_without_rows(&entry) => {}
+            _ => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+/// Whether a commit is known to leave every row and the table's definition as they are: it notes batches, or puts the same
+/// rows into other files.
+fn is_without_rows(entry: &[u8]) -> bool {
+    let is_harmless = |line: &[u8]| {
+        let Ok(Value::Object(action)) = serde_json::from_slice::<Value>(line) else { return false };
+        action.iter().all(|(kind, action)| match kind.as_str() {
+            "commitInfo" => action["operation"] != "RESTORE",
+            "txn" => true,
+            "add" | "remove" => action["dataChange"] == false,
+            _ => false,
+        })
+    };
+    entry.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).all(is_harmless)
+}
+
 /// Which commit ends the look back.
 #[derive(Clone, Copy)]
 enum Whose<'a> {

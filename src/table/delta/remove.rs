@@ -13,6 +13,7 @@ use super::handle::{Handle, SEARCH_BACK};
 use super::refresh::find_groups;
 use super::scan::Reader;
 use super::schema::arrow_schema;
+use super::witness::Witness;
 use super::write::{Writer, remove, stats_columns};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fail;
@@ -133,7 +134,7 @@ impl Memory {
             let writer = Writer::new(store.clone(), self.handle.location(), &schema, &[], &[], state);
             let removes: Vec<Action> =
                 work.iter().filter_map(|rewrite| rewrite.file.remove()).map(Action::Remove).collect();
-            let adds = writer.rewrite(&self.reader(), &schema, work, Vec::new(), &mut []).await?;
+            let adds = writer.rewrite(&self.reader(), &schema, work, Vec::new(), &mut Witness::blind()).await?;
             let actions = removes.into_iter().chain(adds.iter().cloned().map(Action::Add)).collect();
             match self.handle.commit(actions, DeltaOperation::Delete { predicate: None }, &txn).await {
                 Ok(version) => {

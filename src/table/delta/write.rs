@@ -17,9 +17,9 @@ use parquet::file::properties::WriterProperties;
 
 use super::files::DataFile;
 use super::handle::explain;
-use super::rows::Distinct;
 use super::scan::{Reader, parallelism};
 use super::schema::project;
+use super::witness::Witness;
 use crate::error::{Context, ErrorKind, Result};
 
 /// Parquet files aim at this size: fewer files to look at per batch, few enough rows to rewrite.
@@ -91,7 +91,7 @@ impl Writer {
     /// Writes rows to new files.
     pub(super) async fn write(&self, rows: &[RecordBatch]) -> Result<Vec<Add>> {
         let lane = Lane { work: Vec::new(), fresh: rows.to_vec() };
-        let (adds, _) = self.run(lane, None, Vec::new()).await?;
+        let (adds, _) = self.run(lane, None, Witness::blind()).await?;
         Ok(adds)
     }
 
@@ -99,20 +99,20 @@ impl Writer {
     pub(super) async fn merge(&self, reader: &Reader, schema: &SchemaRef, files: &[DataFile]) -> Result<Vec<Add>> {
         let whole = |file: &DataFile| Rewrite { file: file.clone(), rows: u64::MAX, gone: Vec::new() };
         let lane = Lane { work: files.iter().map(whole).collect(), fresh: Vec::new() };
-        let (adds, _) = self.run(lane, Some((reader.clone(), schema.clone())), Vec::new()).await?;
+        let (adds, _) = self.run(lane, Some((reader.clone(), schema.clone())), Witness::blind()).await?;
         Ok(adds)
     }
 
-    /// Writes the rows of `work` that stay, and `fresh` rows, to new files; shows the rows that go to `touched`.
+    /// Writes the rows of `work` that stay, and `fresh` rows, to new files; shows the rows that go to `witness`.
     pub(super) async fn rewrite(
         &self,
         reader: &Reader,
         schema: &SchemaRef,
         work: Vec<Rewrite>,
         fresh: Vec<RecordBatch>,
-        touched: &mut [Distinct],
+        witness: &mut Witness,
     ) -> Result<Vec<Add>> {
-        let empty: Vec<Distinct> = touched.iter().map(Distinct::emptied).collect();
+        let empty = witness.emptied();
         let tasks = lanes(work, fresh).into_iter().map(|lane| {
             let (writer, source, empty) = (self.clone(), Some((reader.clone(), schema.clone())), empty.clone());
             tokio::spawn(async move { writer.run(lane, source, empty).await })
@@ -123,7 +123,7 @@ impl Writer {
             match done.context(ErrorKind::Failed, "a writer died").and_then(|lane| lane) {
                 Ok((files, seen)) => {
                     adds.extend(files);
-                    touched.iter_mut().zip(seen).for_each(|(all, part)| all.merge(part));
+                    witness.join(seen);
                 }
                 Err(error) => failure = Some(error),
             }
@@ -141,13 +141,13 @@ impl Writer {
         &self,
         lane: Lane,
         source: Option<(Reader, SchemaRef)>,
-        mut touched: Vec<Distinct>,
-    ) -> Result<(Vec<Add>, Vec<Distinct>)> {
+        mut witness: Witness,
+    ) -> Result<(Vec<Add>, Witness)> {
         let mut writer = DeltaWriter::new(self.store.clone(), self.config.clone());
-        match self.fill(&mut writer, lane, source, &mut touched).await {
+        match self.fill(&mut writer, lane, source, &mut witness).await {
             Ok(()) => {
                 let adds = writer.close().await.map_err(|e| explain(e, "write data files", &self.location))?;
-                Ok((adds, touched))
+                Ok((adds, witness))
             }
             Err(error) => {
                 if let Err(cause) = writer.abort().await {
@@ -163,7 +163,7 @@ impl Writer {
         writer: &mut DeltaWriter,
         lane: Lane,
         source: Option<(Reader, SchemaRef)>,
-        touched: &mut [Distinct],
+        witness: &mut Witness,
     ) -> Result<()> {
         for batch in lane.fresh.iter().filter(|batch| batch.num_rows() > 0) {
             writer.write(batch).await.map_err(|e| explain(e, "write data files", &self.location))?;
@@ -171,11 +171,11 @@ impl Writer {
         let Some((reader, schema)) = source else { return Ok(()) };
         for rewrite in lane.work {
             let whole = rewrite.goes_whole();
-            let columns = match (whole, touched.is_empty()) {
+            let columns = match (whole, witness.is_blind()) {
                 (true, true) => continue,
                 (true, false) => {
                     let names: Vec<String> = schema.fields().iter().map(|f| f.name().clone()).collect();
-                    let watched = names.into_iter().filter(|n| touched.iter().any(|d| d.columns().any(|c| c == n)));
+                    let watched = names.into_iter().filter(|name| witness.looks_at(name));
                     project(&schema, &watched.collect::<Vec<_>>(), &self.location)?
                 }
                 (false, _) => schema.clone(),
@@ -184,11 +184,11 @@ impl Writer {
             let mut cursor = Cursor { gone: &rewrite.gone, start: 0 };
             while let Some(batch) = rows.try_next().await? {
                 let stays = cursor.stays(batch.num_rows());
-                if !touched.is_empty() {
+                if !witness.is_blind() {
                     let goes = arrow::compute::not(&stays).context(ErrorKind::Failed, "rows could not be filtered")?;
                     let goes = filter(&batch, &goes)?;
                     if goes.num_rows() > 0 {
-                        touched.iter_mut().try_for_each(|distinct| distinct.add(&goes))?;
+                        witness.goes(&goes)?;
                     }
                 }
                 if !whole {

@@ -199,6 +199,36 @@ fn beside_a_live_run_under_load_no_row_is_lost_doubled_or_stale() {
     println!("{rounds} backfills beside {} live batches, {} events", live.json()["batch_count"], shop.events().len());
 }
 
+#[test]
+fn thirty_days_in_parallel_beside_a_live_run_and_its_offsets_never_move() {
+    let mut shop = Shop::over_days("backfill-month", 900, 30);
+    let live = shop.start_live();
+    let started = std::time::Instant::now();
+    let running = shop.start_backfill(&["--from", "2026-03-15", "--to", "2026-04-14", "--parallel", "4"]);
+    let mut landed = 0;
+    while !running.ended() {
+        if landed < 20 {
+            shop.land(30);
+            landed += 1;
+        }
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    let done = running.finish(Duration::from_secs(600)).expect("it has ended").success().json();
+    let took = started.elapsed();
+    live.signal("TERM");
+    let live = live.finish(Duration::from_secs(300)).expect("a run that is told to stop ends").success();
+    shop.live().success();
+    assert_eq!(done["intervals"].as_array().map(Vec::len), Some(30), "{done}");
+    shop.assert_tables();
+    shop.assert_live_log_is_dense();
+    shop.assert_live_offsets();
+    println!(
+        "30 days in {took:.1?} beside {} live batches, {} events",
+        live.json()["batch_count"],
+        shop.events().len()
+    );
+}
+
 #[cfg(feature = "failpoints")]
 #[test]
 fn killed_anywhere_the_same_command_finishes_it() {

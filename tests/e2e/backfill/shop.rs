@@ -79,6 +79,8 @@ pub struct Shop {
     now: Rules,
     /// Derived again: which time, by which rules, over how many files.
     derived: Vec<(Range, Rules, usize)>,
+    /// How many days sales are spread over.
+    days: i64,
 }
 
 impl Shop {
@@ -92,6 +94,7 @@ impl Shop {
             live: Vec::new(),
             now: Rules { factor: 1, least: 0 },
             derived: Vec::new(),
+            days: 6,
         };
         shop.sandbox.write("landing/.keep", "");
         let yaml = include_str!("../backfill.yaml").replace("FACTOR", "1").replace("LEAST", "0");
@@ -101,7 +104,12 @@ impl Shop {
 
     /// A shop with so many events in several files, which the live run has read.
     pub fn new(test: &str, events: usize) -> Shop {
-        let mut shop = Shop::empty(test);
+        Shop::over_days(test, events, 6)
+    }
+
+    /// The same, over so many days from the fifteenth on.
+    pub fn over_days(test: &str, events: usize, days: i64) -> Shop {
+        let mut shop = Shop { days, ..Shop::empty(test) };
         for _ in 0..3 {
             shop.land(events / 3);
         }
@@ -113,11 +121,12 @@ impl Shop {
         &mut self.random
     }
 
-    /// A file with events of six days: a few keys with many updates, ties, deletes, rows that are set aside, and some
+    /// A file with events of all days: a few keys with many updates, ties, deletes, rows that are set aside, and some
     /// without a time.
     pub fn land(&mut self, count: usize) {
+        let days = self.days;
         let events = (0..count).map(|_| {
-            let at = day(15).0 + TimeDelta::minutes(self.random.random_range(0..6 * 24 * 60));
+            let at = day(15).0 + TimeDelta::minutes(self.random.random_range(0..days * 24 * 60));
             event(&mut self.random, at)
         });
         let events = events.collect();
@@ -329,6 +338,27 @@ impl Shop {
         assert_eq!(names(&plans), names(&commits));
         let numbers: Vec<i64> = commits.values().map(|record| record["batch"].as_i64().expect("a number")).collect();
         assert!(numbers.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{numbers:?}");
+    }
+}
+
+impl Shop {
+    /// The live run has read every file once, to its end, and its position never went back.
+    pub fn assert_live_offsets(&self) {
+        let commits = objects(&self.path("checkpoints/shop").join("commits"));
+        let mut commits: Vec<&Value> = commits.values().collect();
+        commits.sort_by_key(|record| record["batch"].as_i64());
+        let offsets = |record: &Value| -> BTreeMap<String, i64> {
+            let files = record["offsets"]["source"].as_object().cloned().unwrap_or_default();
+            files.into_iter().map(|(file, at)| (file, at["0"].as_i64().expect("a line"))).collect()
+        };
+        let mut before = BTreeMap::new();
+        for record in commits {
+            let after = offsets(record);
+            assert!(before.iter().all(|(file, at)| after.get(file) >= Some(at)), "{before:?} then {after:?}");
+            before = after;
+        }
+        let lines = |(number, events): (usize, &Vec<Event>)| (format!("{number:04}.ndjson"), events.len() as i64);
+        assert_eq!(before, self.files.iter().enumerate().map(lines).collect());
     }
 }
 

@@ -81,8 +81,8 @@ fn records_that_kafka_still_holds_are_counted_and_bring_rows_back_when_read_agai
         lake::lines(&world.lake().join(table), &sql).len()
     };
     assert_eq!((names("bronze/orders"), names("silver/orders")), (0, 0));
-    // The position did not move, and the lag is what it was.
-    assert_eq!(world.sandbox.drain(FILE).success().json()["status"], "no_data");
+    // The position did not go back. The marker of an aborted transaction may come after the transaction's end was told.
+    assert_eq!(world.sandbox.drain(FILE).success().json()["input_rows"], 0);
 
     world.sandbox.tidegate(&["offsets", "rewind", FILE, "--to", "earliest", "--yes"]).run().success();
     world.sandbox.drain(FILE).success();

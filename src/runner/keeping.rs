@@ -1,0 +1,492 @@
+//! What tables remember from batch to batch: loaded with the position, worked on by shaping, saved before the table's
+//! commit, named by its note and by the commit record. After any failure it is thrown away and loaded again.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use arrow::array::{Array as _, BooleanArray};
+use arrow::compute::filter_record_batch;
+use arrow::record_batch::RecordBatch;
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use chrono::{DateTime, Utc};
+
+use super::shaping::{Rows, Shaping};
+use super::{Runner, remembered};
+
+use crate::checkpoint::states::{STATE_VERSION, Saved, States};
+use crate::config::spec::{KeepsSpec, PipelineSpec, TableSpec, WriteSpec};
+use crate::error::{Code, Context, Error, ErrorKind, Result};
+use crate::fail;
+use crate::model::batch::{BatchId, BatchPlan, CommitRecord, Receipt};
+use crate::model::forget::Key;
+use crate::model::watermark::{Clocks, Patience};
+use crate::model::window::{EventTime, Micros};
+use crate::table::Change;
+use crate::transform::stateful::{Stateful, Step, conform, newest_by_partition};
+use crate::transform::{DeadLetter, Inputs, Transform, expect, row_json};
+
+/// A file that only holds changes is followed by at most this many others before all entries are written again.
+const LONGEST_CHAIN: usize = 24;
+/// Changed entries are cheap to keep up to this many, however few entries there are.
+const FEW_ENTRIES: u64 = 20_000;
+/// Files of attempts that came to nothing stay for this many batches.
+const TIDY_AFTER: BatchId = 2;
+
+/// The states of all tables that have one.
+#[derive(Default)]
+pub(super) struct Keeping(BTreeMap<String, Kept>);
+
+/// One table's state.
+struct Kept {
+    operator: Box<dyn Stateful>,
+    /// As of the last batch that is done; `batch` is -1 before the first.
+    saved: Saved,
+    /// Its file.
+    file: Option<String>,
+    /// What the batch in work has made of it.
+    working: Option<Working>,
+}
+
+/// The state in the midst of a batch.
+struct Working {
+    saved: Saved,
+    /// Nothing came in and no time passed.
+    untouched: bool,
+    replaced: Option<RecordBatch>,
+    file: Option<String>,
+}
+
+impl Keeping {
+    /// Whether a table has not been part of a finished batch.
+    pub fn is_new(&self, table: &str) -> bool {
+        self.0.get(table).is_none_or(|kept| kept.file.is_none() && kept.saved.batch < 0)
+    }
+
+    /// Empties a table's memory; returns the batches that closed something without rows to do so.
+    pub fn restart(&mut self, table: &str, transform: &dyn Transform) -> Result<BTreeMap<BatchId, Micros>> {
+        let kept = self.get(table)?;
+        if let Some(operator) = transform.remembers(table)? {
+            kept.operator = operator;
+        }
+        let closings = std::mem::take(&mut kept.saved.closings);
+        kept.saved = Saved { meaning: kept.saved.meaning.clone(), ..unsaved(&kept.saved.pipeline_id, table) };
+        (kept.file, kept.working) = (None, None);
+        Ok(closings)
+    }
+
+    /// What was worked in so far is what the table remembers after the batch.
+    pub fn settle(&mut self, table: &str, batch: BatchId) -> Result<()> {
+        let kept = self.get(table)?;
+        let saved = Saved { batch, ..kept.saved.clone() };
+        kept.working = Some(Working { saved, untouched: false, replaced: None, file: None });
+        Ok(())
+    }
+
+    /// Time of the last batch that brought rows.
+    pub fn last_rows(&mut self, table: &str) -> Result<Option<Micros>> {
+        Ok(self.get(table)?.saved.clocks.last())
+    }
+
+    /// The watermarks that were reached, by table.
+    pub fn reached(&self) -> BTreeMap<String, DateTime<Utc>> {
+        let reached = self.0.iter().filter_map(|(table, kept)| Some((table.clone(), instant(kept.saved.watermark?))));
+        reached.collect()
+    }
+
+    fn get(&mut self, table: &str) -> Result<&mut Kept> {
+        self.0.get_mut(table).ok_or_else(|| Error::failed(format!("the state of {table} was not loaded")))
+    }
+}
+
+/// What one batch of the past made of the state: its rows, and the keys that they replace.
+pub(super) struct Stepped {
+    pub rows: Vec<RecordBatch>,
+    pub replaced: Option<RecordBatch>,
+}
+
+fn unsaved(pipeline_id: &str, table: &str) -> Saved {
+    let (pipeline_id, table) = (pipeline_id.to_string(), table.to_string());
+    Saved { version: STATE_VERSION, pipeline_id, table, batch: -1, ..Saved::default() }
+}
+
+fn micros(time: DateTime<Utc>) -> Micros {
+    time.timestamp_micros()
+}
+
+fn instant(micros: Micros) -> DateTime<Utc> {
+    DateTime::from_timestamp_micros(micros).unwrap_or(match micros < 0 {
+        true => DateTime::<Utc>::MIN_UTC,
+        false => DateTime::<Utc>::MAX_UTC,
+    })
+}
+
+fn patience(keeps: &KeepsSpec) -> Patience {
+    let watermark = &keeps.watermark;
+    Patience { delay: watermark.delay, idle: watermark.idle, inputs: watermark.columns.len() }
+}
+
+/// The watermarks of the next batch, and whether one of them closes something.
+pub(super) struct Watermarks {
+    pub by_table: BTreeMap<String, DateTime<Utc>>,
+    pub closes: bool,
+}
+
+impl Runner {
+    /// Loads what the tables remember, as the last commit record names it; of those that are computed again only what
+    /// closed their windows.
+    pub(super) async fn ensure_keeping(&mut self, rebuilt: &[String]) -> Result<()> {
+        if self.keeping.is_some() {
+            return Ok(());
+        }
+        let mut keeping = Keeping::default();
+        let spec = self.parts.spec.clone();
+        for table in &spec.tables {
+            let (Some(keeps), Some(operator)) = (&table.keeps, self.parts.transform.remembers(&table.name)?) else {
+                continue;
+            };
+            let last = self.position.as_ref().and_then(|position| position.last.as_ref());
+            let file = last.and_then(|record| record.tables.get(&table.name)).and_then(|receipt| receipt.state.clone());
+            if rebuilt.contains(&table.name) {
+                let before = match &file {
+                    Some(file) => self.parts.states.load(&table.name, file).await.ok().map(|(saved, _)| saved),
+                    None => None,
+                };
+                let closings = before.map(|saved| saved.closings).unwrap_or_default();
+                let meaning = remembered(table, keeps);
+                let saved = Saved { meaning, closings, ..unsaved(&self.parts.pipeline_id, &table.name) };
+                keeping.0.insert(table.name.clone(), Kept { operator, saved, file: None, working: None });
+                continue;
+            }
+            let kept = load_state(&self.parts.states, &self.parts.pipeline_id, table, keeps, operator, file).await?;
+            keeping.0.insert(table.name.clone(), kept);
+        }
+        self.keeping = Some(keeping);
+        Ok(())
+    }
+
+    /// The watermarks that a batch planned at `now` is judged by.
+    pub(super) fn watermarks(&mut self, now: DateTime<Utc>) -> Watermarks {
+        let mut watermarks = Watermarks { by_table: BTreeMap::new(), closes: false };
+        let Some(keeping) = &mut self.keeping else { return watermarks };
+        for table in &self.parts.spec.tables {
+            let (Some(keeps), Some(kept)) = (&table.keeps, keeping.0.get_mut(&table.name)) else { continue };
+            let flowed = kept.saved.watermark.max(kept.saved.clocks.watermark(patience(keeps), micros(now)));
+            let due = kept.operator.due();
+            let quiet_since = kept.saved.clocks.last();
+            let is_quiet = keeps.watermark.idle_after.zip(quiet_since);
+            let is_quiet = is_quiet.is_some_and(|(idle, last)| micros(now).saturating_sub(last) >= idle);
+            let closed = due.filter(|_| is_quiet || self.flush).map(|(_, last)| last);
+            let watermark = flowed.max(closed);
+            watermarks.closes |= due.zip(watermark).is_some_and(|((first, _), watermark)| first <= watermark);
+            if let Some(watermark) = watermark {
+                watermarks.by_table.insert(table.name.clone(), instant(watermark));
+            }
+        }
+        watermarks
+    }
+
+    /// What a table's commit and the commit record say of its state; the file is written before either.
+    pub(super) async fn save_state(
+        &mut self,
+        table: &TableSpec,
+        plan: &BatchPlan,
+        shaping: &mut Shaping,
+    ) -> Result<Option<(String, (u64, u64))>> {
+        if table.keeps.is_none() {
+            return Ok(None);
+        }
+        let noted = self.position.as_ref().and_then(|position| position.applied.get(&table.name));
+        let noted = noted.filter(|fact| fact.applied == Some(plan.batch)).and_then(|fact| fact.note.clone());
+        let nonce: String = self.parts.owner.run_id.chars().take(8).collect();
+        let states = self.parts.states.clone();
+        let kept = shaping.keeping.get(&table.name)?;
+        let size = kept.operator.size();
+        let size = (size.rows, size.bytes);
+        let file = match &mut kept.working {
+            // Its rows of this batch are not known any more, but the table carries the batch, and says what it remembers.
+            None if plan.has_rows() && noted.is_some() => noted.and_then(|note| note.state),
+            None => kept.file.clone(),
+            Some(working) if working.file.is_some() => working.file.clone(),
+            Some(working) if working.untouched && kept.file.is_some() => {
+                working.saved = kept.saved.clone();
+                working.file = kept.file.clone();
+                kept.file.clone()
+            }
+            Some(working) => {
+                let saved = &mut working.saved;
+                let is_long =
+                    saved.after.len() >= fail::often(LONGEST_CHAIN, 1) || saved.entries > FEW_ENTRIES.max(2 * size.0);
+                let rows = if kept.file.is_none() || is_long {
+                    (saved.after, saved.entries) = (Vec::new(), 0);
+                    kept.operator.whole()?
+                } else {
+                    kept.operator.changes()?
+                };
+                saved.entries += rows.iter().map(|rows| rows.num_rows() as u64).sum::<u64>();
+                working.file = Some(states.save(saved, kept.operator.saved(), rows, &nonce).await?);
+                working.file.clone()
+            }
+        };
+        Ok(file.map(|file| (file, size)))
+    }
+
+    /// Takes the states back from a batch that is done.
+    pub(super) async fn keep(&mut self, mut keeping: Keeping, plan: &BatchPlan, record: &CommitRecord) {
+        // What is to be forgotten is not kept for a while.
+        let before = if plan.forget.is_some() { record.batch } else { record.batch - TIDY_AFTER };
+        let mut is_known = true;
+        for (table, kept) in &mut keeping.0 {
+            let Some(working) = kept.working.take() else {
+                is_known &= record.tables.get(table).and_then(|receipt| receipt.state.as_ref()) == kept.file.as_ref();
+                continue;
+            };
+            let is_whole = working.saved.after.is_empty() && working.file != kept.file;
+            (kept.saved, kept.file) = (working.saved, working.file);
+            if is_whole && kept.file.is_some() {
+                let needed: BTreeSet<String> = kept.saved.after.iter().chain(&kept.file).cloned().collect();
+                if let Err(error) = self.parts.states.tidy(table, &needed, before).await {
+                    tracing::debug!(%error, "old files of state stay; the next clean-up tries again");
+                }
+            }
+        }
+        self.keeping = is_known.then_some(keeping);
+    }
+}
+
+/// A table's state as its file and those before it have it; without a file it is empty.
+async fn load_state(
+    states: &States,
+    pipeline_id: &str,
+    table: &TableSpec,
+    keeps: &KeepsSpec,
+    mut operator: Box<dyn Stateful>,
+    file: Option<String>,
+) -> Result<Kept> {
+    let meaning = remembered(table, keeps);
+    let Some(file) = file else {
+        let saved = Saved { meaning, ..unsaved(pipeline_id, &table.name) };
+        return Ok(Kept { operator, saved, file: None, working: None });
+    };
+    let (saved, newest) = states.load(&table.name, &file).await?;
+    if saved.meaning != meaning {
+        let text = format!("the state of {} was kept by other rules", table.name);
+        return Err(Error::config(text)
+            .coded(Code::MeaningChanged)
+            .with("then", &saved.meaning)
+            .with("now", &meaning)
+            .help("nothing was read or written"));
+    }
+    for earlier in &saved.after {
+        let (_, rows) = states.load(&table.name, earlier).await?;
+        operator.load(&rows)?;
+    }
+    operator.load(&newest)?;
+    Ok(Kept { operator, saved, file: Some(file), working: None })
+}
+
+impl Shaping {
+    /// The rows that a table's SQL gets as `batch`: what came from upstream, or what the table's memory made of it.
+    pub(super) fn batch_for(
+        &mut self,
+        table: &TableSpec,
+        transform: &dyn Transform,
+        lookups: &std::collections::HashMap<String, Rows>,
+        dead: &mut Vec<DeadLetter>,
+    ) -> Result<Rows> {
+        let Some(keeps) = &table.keeps else { return Ok(self.batch_of(&table.from)) };
+        let batch_time = micros(self.context.batch_time);
+        let latest = batch_time.saturating_add(keeps.watermark.max_ahead);
+        let mut clocks: Clocks = self.keeping.get(&table.name)?.saved.clocks.clone();
+        let mut arrivals = Vec::new();
+        for (number, from) in table.inputs().into_iter().enumerate() {
+            let batch = self.batch_of(from);
+            if let Some(column) = keeps.watermark.columns.get(number).filter(|column| !column.is_empty()) {
+                for (partition, newest) in newest_by_partition(&batch, column, latest, transform.timezone())? {
+                    clocks.observe(number, &partition, newest, batch_time);
+                }
+            }
+            let inputs = Inputs { batch, tables: std::collections::HashMap::new(), lookups: lookups.clone() };
+            arrivals.push(transform.arrivals(&table.name, number, &inputs, &self.context)?);
+        }
+        let context = &self.context;
+        let planned = self.watermarks.get(&table.name).copied().map(micros);
+        let kept = self.keeping.get(&table.name)?;
+        // A batch that an operator made plans none; then what was reached stands.
+        let in_force = planned.max(kept.saved.watermark);
+        let flowed = kept.saved.watermark.max(kept.saved.clocks.watermark(patience(keeps), batch_time));
+        let next = in_force.max(clocks.watermark(patience(keeps), batch_time));
+        let step = kept.operator.step(&arrivals, &EventTime { watermark: in_force, next, latest }).map_err(|error| {
+            error
+                .with("table", &table.name)
+                .help("nothing of this batch was written; it is tried again, with the same rows, at the next run")
+                .help(format!(
+                    "mend it under a new name: a table that takes the place of {} in the file is computed from all stored \
+                     rows, and the batch goes on",
+                    table.name
+                ))
+        })?;
+        let Step { rows, replaced, aside, counts } = step;
+        check_size(table, keeps, &*kept.operator)?;
+        let mut saved = Saved { batch: context.batch, watermark: next, clocks, ..kept.saved.clone() };
+        saved.after.extend(kept.file.clone());
+        if let Some(closed) = in_force.filter(|in_force| Some(*in_force) > flowed) {
+            saved.closings.insert(context.batch, closed);
+        }
+        let no_rows = arrivals.iter().flatten().all(|rows| rows.num_rows() == 0);
+        let untouched = no_rows && next == kept.saved.watermark && saved.clocks == kept.saved.clocks;
+        kept.working = Some(Working { saved, untouched, replaced, file: None });
+        for (rule, count) in counts {
+            *self.expectations.entry(format!("{}.{rule}", table.name)).or_default() += count;
+        }
+        if let Some(next) = next {
+            self.next_watermarks.insert(table.name.clone(), instant(next));
+        }
+        for letter in aside {
+            let place = row_at(&arrivals, letter.input, letter.row);
+            dead.push(DeadLetter {
+                table: table.name.clone(),
+                stage: letter.stage,
+                rule: letter.rule.to_string(),
+                error: letter.error,
+                coordinates: place.and_then(|(rows, row)| expect::coordinates(rows, row)),
+                row_json: place.map(|(rows, row)| shown(rows, row)),
+            });
+        }
+        Ok(std::sync::Arc::new(rows))
+    }
+
+    /// A batch of the past, worked in as it was then.
+    pub(super) fn step_again(
+        &mut self,
+        table: &TableSpec,
+        transform: &dyn Transform,
+        lookups: &std::collections::HashMap<String, Rows>,
+        closed: Option<Micros>,
+        dead: &mut Vec<DeadLetter>,
+    ) -> Result<Stepped> {
+        let Some(keeps) = &table.keeps else {
+            return Err(Error::failed(format!("{} remembers nothing", table.name)));
+        };
+        let batch_time = micros(self.context.batch_time);
+        let saved = &self.keeping.get(&table.name)?.saved;
+        let in_force = saved.watermark.max(saved.clocks.watermark(patience(keeps), batch_time)).max(closed);
+        if let Some(in_force) = in_force {
+            self.watermarks.insert(table.name.clone(), instant(in_force));
+        }
+        let rows = self.batch_for(table, transform, lookups, dead)?;
+        let kept = self.keeping.get(&table.name)?;
+        let working = kept.working.take().ok_or_else(|| Error::failed("a batch of the past left nothing behind"))?;
+        kept.saved = working.saved;
+        Ok(Stepped { rows: rows.as_ref().clone(), replaced: working.replaced })
+    }
+
+    /// Takes the entries of whoever is forgotten out of what tables remember, where those are not computed again.
+    pub(super) fn forget_in_states(
+        &mut self,
+        spec: &PipelineSpec,
+        transform: &dyn Transform,
+        plan: &BatchPlan,
+    ) -> Result<()> {
+        let Some(key) = self.forgotten.clone() else { return Ok(()) };
+        let remembering =
+            spec.tables.iter().filter(|table| table.keeps.is_some() && !plan.rebuild.contains(&table.name));
+        for table in remembering {
+            let Some(mut operator) = transform.remembers(&table.name)? else { continue };
+            let kept = self.keeping.get(&table.name)?;
+            let entries = kept.operator.whole()?;
+            let left = entries.iter().map(|rows| without(rows, &key)).collect::<Result<Vec<_>>>()?;
+            operator.load(&left)?;
+            kept.operator = operator;
+            let saved = Saved { batch: plan.batch, ..kept.saved.clone() };
+            // Written whole, so that no older file is needed any more.
+            kept.file = None;
+            kept.working = Some(Working { saved, untouched: false, replaced: None, file: None });
+        }
+        Ok(())
+    }
+
+    /// The change of a table whose windows are replaced.
+    pub(super) fn windows(&mut self, table: &TableSpec, transform: &dyn Transform) -> Result<Option<Change>> {
+        let WriteSpec::Windows { by } = &table.write else { return Ok(None) };
+        let schema = transform.schema(&table.name);
+        let indices: Vec<usize> = by.iter().filter_map(|name| schema.index_of(name).ok()).collect();
+        let wanted = schema.project(&indices).map_err(|cause| Error::failed("windows have no key").caused_by(cause))?;
+        let wanted = std::sync::Arc::new(wanted);
+        let touched = self.keeping.get(&table.name)?.working.as_ref().and_then(|working| working.replaced.clone());
+        let groups = match touched {
+            Some(touched) => conform(&[touched], &wanted)?.into_iter().next(),
+            None => None,
+        };
+        let groups = groups.unwrap_or_else(|| RecordBatch::new_empty(wanted));
+        Ok(Some(Change::Groups { groups, rows: self.rows_of(&table.name) }))
+    }
+}
+
+/// Entries whose columns do not have the values of a key. Of a join, either side's columns count.
+fn without(rows: &RecordBatch, key: &Key) -> Result<RecordBatch> {
+    let options = FormatOptions::default();
+    let mut gone = vec![!key.values.is_empty(); rows.num_rows()];
+    for (name, value) in &key.values {
+        let mut has = vec![false; rows.num_rows()];
+        let suffix = format!("_{name}");
+        for (field, column) in rows.schema().fields().iter().zip(rows.columns()) {
+            if field.name() != name && !field.name().ends_with(&suffix) {
+                continue;
+            }
+            let shown = ArrayFormatter::try_new(column.as_ref(), &options);
+            let shown = shown.context(ErrorKind::Failed, "entries of a state could not be read")?;
+            for (row, has) in has.iter_mut().enumerate() {
+                *has |= column.is_valid(row) && shown.value(row).to_string() == *value;
+            }
+        }
+        gone.iter_mut().zip(has).for_each(|(gone, has)| *gone &= has);
+    }
+    let left: BooleanArray = gone.into_iter().map(|gone| Some(!gone)).collect();
+    filter_record_batch(rows, &left).context(ErrorKind::Failed, "entries of a state could not be picked")
+}
+
+/// A receipt that says what the table remembers.
+pub(super) fn with_state(receipt: Receipt, state: Option<(String, (u64, u64))>) -> Receipt {
+    match state {
+        Some((file, size)) => Receipt { state: Some(file), state_size: Some(size), ..receipt },
+        None => receipt,
+    }
+}
+
+fn row_at(arrivals: &[Vec<RecordBatch>], input: usize, mut row: usize) -> Option<(&RecordBatch, usize)> {
+    for batch in arrivals.get(input)? {
+        if row < batch.num_rows() {
+            return Some((batch, row));
+        }
+        row -= batch.num_rows();
+    }
+    None
+}
+
+/// The row without what was added for the operator.
+fn shown(rows: &RecordBatch, row: usize) -> String {
+    let schema = rows.schema();
+    let own = |index: &usize| !schema.field(*index).name().starts_with("_arg");
+    let kept: Vec<usize> = (0..schema.fields().len()).filter(own).collect();
+    rows.project(&kept).map_or_else(|_| String::from("{}"), |rows| row_json::row_json(&rows, row))
+}
+
+fn check_size(table: &TableSpec, keeps: &KeepsSpec, operator: &dyn Stateful) -> Result<()> {
+    let size = operator.size();
+    if size.bytes <= keeps.limit {
+        return Ok(());
+    }
+    let text = format!(
+        "the state of {} would need {} kB, its limit is {} kB",
+        table.name,
+        size.bytes.div_ceil(1_000),
+        keeps.limit / 1_000
+    );
+    Err(Error::new(ErrorKind::Data, text)
+        .coded(Code::StateTooLarge)
+        .with("entries", size.rows)
+        .help("nothing of this batch was written to it; the batch is tried again, with the same rows, at the next run")
+        .help(format!(
+            "raise `state: {{limit: …}}` of {}, or let it remember less: a shorter delay, window or `within`",
+            table.name
+        )))
+}
