@@ -16,4 +16,5 @@ mod maintain;
 mod repair;
 mod serve;
 mod soak;
+#[cfg_attr(not(feature = "failpoints"), allow(dead_code, reason = "most of its tests kill at fail points"))]
 mod windows;

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+#[cfg_attr(not(feature = "failpoints"), allow(unused_imports, reason = "tests with fail points make events"))]
 use self::shop::{Event, Shop, TODAY, day};
 use crate::support::{lake, number};
 

@@ -189,6 +189,7 @@ impl World {
     }
 
     /// The same world once more.
+    #[cfg(feature = "failpoints")]
     fn copy(&self) -> World {
         let sandbox = Sandbox::in_memory("forget-copy");
         copy(self.sandbox.path(), sandbox.path());
@@ -218,6 +219,7 @@ impl World {
     }
 }
 
+#[cfg(feature = "failpoints")]
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a folder");
     for entry in fs::read_dir(from).expect("readable").flatten() {
