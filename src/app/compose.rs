@@ -18,7 +18,7 @@ use crate::config::spec::PipelineSpec;
 use crate::config::{self, Loaded};
 use crate::error::{Code, Error, ErrorKind, Result};
 use crate::model::batch::{FORMAT_VERSION, Owner};
-use crate::model::recover::Inconsistency;
+use crate::model::inconsistency::Inconsistency;
 use crate::runner::clock::{Clock, SystemClock};
 use crate::runner::event::Observer;
 use crate::runner::{Parts, halted};

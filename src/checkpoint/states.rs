@@ -9,7 +9,6 @@
 //! never by a listing. Files of attempts that came to nothing are deleted some batches later.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
@@ -103,9 +102,33 @@ impl States {
         let bytes = bytes.map_err(|error| storage::explain(&error, &what, &self.name(&path)))?;
         let damaged = || {
             let error = Error::config(format!("a file of the state of {table} is damaged")).coded(Code::StateLost);
-            way_out(error.with("state", self.name(&path)), table)
+            error.with("state", self.name(&path)).help(RESTORE)
         };
         decode(bytes, damaged)
+    }
+
+    /// Reads a table's state, entries that mean `meaning`: what its newest file says of itself; `take` gets the entries of
+    /// that file and of those before it, oldest first.
+    pub async fn restore(
+        &self,
+        table: &str,
+        newest: &str,
+        meaning: &str,
+        mut take: impl FnMut(&[RecordBatch]) -> Result<()>,
+    ) -> Result<Saved> {
+        let (saved, rows) = self.load(table, newest).await?;
+        if saved.meaning != meaning {
+            return Err(Error::config(format!("the state of {table} was kept by other rules"))
+                .coded(Code::MeaningChanged)
+                .with("then", &saved.meaning)
+                .with("now", meaning)
+                .help("nothing was read or written; undo the change in the pipeline file"));
+        }
+        for earlier in &saved.after {
+            take(&self.load(table, earlier).await?.1)?;
+        }
+        take(&rows)?;
+        Ok(saved)
     }
 
     /// Deletes files of earlier batches that are not among `needed`.
@@ -139,15 +162,11 @@ impl States {
 
     fn lost(&self, table: &str, path: &Path) -> Error {
         let error = Error::config(format!("the state of {table} is gone")).coded(Code::StateLost);
-        way_out(error.with("missing", self.name(path)), table)
+        error.with("missing", self.name(path)).help(RESTORE)
     }
 }
 
-fn way_out(error: Error, table: &str) -> Error {
-    error
-        .help("nothing was read or written; restore the file from a backup")
-        .help(format!("or compute the table again from what it reads: tidegate rebuild FILE --table {table}"))
-}
+const RESTORE: &str = "nothing was read or written; restore the file from a backup";
 
 fn path(table: &str, name: &str) -> Path {
     Path::from(format!("{table}/{name}.parquet"))
@@ -186,9 +205,4 @@ fn decode(bytes: Bytes, damaged: impl Fn() -> Error) -> Result<(Saved, Vec<Recor
     let reader = builder.build().map_err(|cause| damaged().caused_by(cause))?;
     let rows = reader.collect::<std::result::Result<Vec<_>, _>>().map_err(|cause| damaged().caused_by(cause))?;
     Ok((saved, rows))
-}
-
-/// States of no pipeline, for what works without a lake.
-pub fn nowhere() -> Result<Arc<States>> {
-    Ok(Arc::new(States::new(&storage::in_memory()?)?))
 }

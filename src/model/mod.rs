@@ -5,6 +5,7 @@ pub mod backfill;
 pub mod batch;
 pub mod cron;
 pub mod forget;
+pub mod inconsistency;
 pub mod interval;
 pub mod lag;
 pub mod letter;

@@ -105,7 +105,10 @@ fn a_pipeline_file_that_changed_midway_still_halts_the_run() {
     let rebuilt = rebuild(&facts).expect("rebuilds");
     assert!(rebuilt.changed_midway);
     let halted = decision(&facts, &rebuilt);
-    assert!(matches!(halted, Decision::Halt(recover::Inconsistency::ChangedMidway { .. })), "{halted:?}");
+    assert!(
+        matches!(halted, Decision::Halt(crate::model::inconsistency::Inconsistency::ChangedMidway { .. })),
+        "{halted:?}"
+    );
 }
 
 #[test]

@@ -3,12 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use arrow::array::{Array as _, BooleanArray};
-use arrow::compute::filter_record_batch;
+use arrow::array::BooleanArray;
+use arrow::compute::{and, filter_record_batch, not, or};
 use arrow::record_batch::RecordBatch;
-use arrow::util::display::{ArrayFormatter, FormatOptions};
 use chrono::{DateTime, Utc};
 
+use super::rebuild::obstacle;
 use super::shaping::{Rows, Shaping};
 use super::{Runner, remembered};
 
@@ -21,6 +21,7 @@ use crate::model::forget::Key;
 use crate::model::watermark::{Clocks, Patience};
 use crate::model::window::{EventTime, Micros};
 use crate::table::Change;
+use crate::transform::forget::{Typed, mask, typed};
 use crate::transform::stateful::{Stateful, Step, conform, newest_by_partition};
 use crate::transform::{DeadLetter, Inputs, Transform, expect, row_json};
 
@@ -146,21 +147,36 @@ impl Runner {
             let last = self.position.as_ref().and_then(|position| position.last.as_ref());
             let file = last.and_then(|record| record.tables.get(&table.name)).and_then(|receipt| receipt.state.clone());
             if rebuilt.contains(&table.name) {
-                let before = match &file {
-                    Some(file) => self.parts.states.load(&table.name, file).await.ok().map(|(saved, _)| saved),
-                    None => None,
+                let closings = match &file {
+                    Some(file) => closings_in(&self.parts.states, &table.name, file).await?,
+                    None => BTreeMap::new(),
                 };
-                let closings = before.map(|saved| saved.closings).unwrap_or_default();
                 let meaning = remembered(table, keeps);
                 let saved = Saved { meaning, closings, ..unsaved(&self.parts.pipeline_id, &table.name) };
                 keeping.0.insert(table.name.clone(), Kept { operator, saved, file: None, working: None });
                 continue;
             }
-            let kept = load_state(&self.parts.states, &self.parts.pipeline_id, table, keeps, operator, file).await?;
+            let kept = load_state(&self.parts.states, &self.parts.pipeline_id, table, keeps, operator, file).await;
+            let kept = kept.map_err(|error| match error.code() {
+                Code::StateLost => error.help(self.without_state(table)),
+                _ => error,
+            })?;
             keeping.0.insert(table.name.clone(), kept);
         }
         self.keeping = Some(keeping);
         Ok(())
+    }
+
+    /// What is left to do where a table's state is gone.
+    fn without_state(&self, table: &TableSpec) -> String {
+        let name = &table.name;
+        match obstacle(table, &*self.parts.transform) {
+            None => format!("or compute the table again from what it reads: tidegate rebuild FILE --table {name}"),
+            Some(_) => format!(
+                "or give {name} a new name in the pipeline file: that table starts with the next batch, and remembers nothing \
+                 of earlier ones"
+            ),
+        }
     }
 
     /// The watermarks that a batch planned at `now` is judged by.
@@ -252,6 +268,22 @@ impl Runner {
     }
 }
 
+/// What closed a table's windows without rows to do so; empty where its state is gone, because the table is computed again.
+async fn closings_in(states: &States, table: &str, file: &str) -> Result<BTreeMap<BatchId, Micros>> {
+    match states.load(table, file).await {
+        Ok((saved, _)) => Ok(saved.closings),
+        Err(error) if error.code() == Code::StateLost => {
+            tracing::warn!(
+                table,
+                %error,
+                "the state is gone: windows that `--flush` or `idle_after` closed are open again until their time passes"
+            );
+            Ok(BTreeMap::new())
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// A table's state as its file and those before it have it; without a file it is empty.
 async fn load_state(
     states: &States,
@@ -266,20 +298,7 @@ async fn load_state(
         let saved = Saved { meaning, ..unsaved(pipeline_id, &table.name) };
         return Ok(Kept { operator, saved, file: None, working: None });
     };
-    let (saved, newest) = states.load(&table.name, &file).await?;
-    if saved.meaning != meaning {
-        let text = format!("the state of {} was kept by other rules", table.name);
-        return Err(Error::config(text)
-            .coded(Code::MeaningChanged)
-            .with("then", &saved.meaning)
-            .with("now", &meaning)
-            .help("nothing was read or written"));
-    }
-    for earlier in &saved.after {
-        let (_, rows) = states.load(&table.name, earlier).await?;
-        operator.load(&rows)?;
-    }
-    operator.load(&newest)?;
+    let saved = states.restore(&table.name, &file, &meaning, |rows| operator.load(rows)).await?;
     Ok(Kept { operator, saved, file: Some(file), working: None })
 }
 
@@ -317,7 +336,7 @@ impl Shaping {
         let step = kept.operator.step(&arrivals, &EventTime { watermark: in_force, next, latest }).map_err(|error| {
             error
                 .with("table", &table.name)
-                .help("nothing of this batch was written; it is tried again, with the same rows, at the next run")
+                .help("the table was not changed by this batch; it is tried again, with the same rows, at the next run")
                 .help(format!(
                     "mend it under a new name: a table that takes the place of {} in the file is computed from all stored \
                      rows, and the batch goes on",
@@ -393,7 +412,8 @@ impl Shaping {
             let Some(mut operator) = transform.remembers(&table.name)? else { continue };
             let kept = self.keeping.get(&table.name)?;
             let entries = kept.operator.whole()?;
-            let left = entries.iter().map(|rows| without(rows, &key)).collect::<Result<Vec<_>>>()?;
+            let holds = |name: &str| kept.operator.holds(name);
+            let left = entries.iter().map(|rows| without(rows, &key, &holds)).collect::<Result<Vec<_>>>()?;
             operator.load(&left)?;
             kept.operator = operator;
             let saved = Saved { batch: plan.batch, ..kept.saved.clone() };
@@ -421,26 +441,24 @@ impl Shaping {
     }
 }
 
-/// Entries whose columns do not have the values of a key. Of a join, either side's columns count.
-fn without(rows: &RecordBatch, key: &Key) -> Result<RecordBatch> {
-    let options = FormatOptions::default();
-    let mut gone = vec![!key.values.is_empty(); rows.num_rows()];
+/// Entries that do not have the values of a key; `holds` names the columns that keep a column of the table's input.
+fn without(rows: &RecordBatch, key: &Key, holds: &dyn Fn(&str) -> Vec<String>) -> Result<RecordBatch> {
+    let none = || BooleanArray::from(vec![false; rows.num_rows()]);
+    let mut gone = match key.values.is_empty() {
+        true => none(),
+        false => BooleanArray::from(vec![true; rows.num_rows()]),
+    };
     for (name, value) in &key.values {
-        let mut has = vec![false; rows.num_rows()];
-        let suffix = format!("_{name}");
-        for (field, column) in rows.schema().fields().iter().zip(rows.columns()) {
-            if field.name() != name && !field.name().ends_with(&suffix) {
-                continue;
-            }
-            let shown = ArrayFormatter::try_new(column.as_ref(), &options);
-            let shown = shown.context(ErrorKind::Failed, "entries of a state could not be read")?;
-            for (row, has) in has.iter_mut().enumerate() {
-                *has |= column.is_valid(row) && shown.value(row).to_string() == *value;
+        let mut has = none();
+        for column in holds(name) {
+            let wanted = BTreeMap::from([(column, value.clone())]);
+            if let Typed::Row(row) = typed(&rows.schema(), &wanted)? {
+                has = or(&has, &mask(rows, &row)?).context(ErrorKind::Failed, "masks cannot be joined")?;
             }
         }
-        gone.iter_mut().zip(has).for_each(|(gone, has)| *gone &= has);
+        gone = and(&gone, &has).context(ErrorKind::Failed, "masks cannot be joined")?;
     }
-    let left: BooleanArray = gone.into_iter().map(|gone| Some(!gone)).collect();
+    let left = not(&gone).context(ErrorKind::Failed, "a mask cannot be turned around")?;
     filter_record_batch(rows, &left).context(ErrorKind::Failed, "entries of a state could not be picked")
 }
 

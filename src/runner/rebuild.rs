@@ -13,15 +13,14 @@ use arrow::datatypes::{Int64Type, SchemaRef, TimestampMicrosecondType};
 use arrow::row::{OwnedRow, RowConverter, SortField};
 use chrono::DateTime;
 
+use super::Runner;
 use super::keeping::Stepped;
 use super::shaping::{Rows, Shaping};
-use super::step::{Phases, blocking, taken};
-use super::{Runner, event::Event, meaning, recipe};
+use super::step::{Phases, blocking};
 
-use crate::checkpoint::Claim;
 use crate::config::spec::{From, OperatorSpec, TableSpec, WriteSpec};
 use crate::error::{Code, Context, Error, ErrorKind, Result};
-use crate::model::batch::{BatchId, BatchPlan, CommitRecord, FORMAT_VERSION};
+use crate::model::batch::{BatchId, BatchPlan, CommitRecord};
 use crate::model::window::Micros;
 use crate::table::Change;
 use crate::transform::decode::added::{BATCH_ID, INGESTED_AT};
@@ -94,38 +93,8 @@ impl Runner {
 
     /// Plans a batch that computes tables again.
     pub(super) async fn rebuild_plan(&mut self, batch: BatchId, tables: Vec<String>) -> Result<BatchPlan> {
-        let mut pinned = BTreeMap::new();
-        for (name, lookup) in &mut self.parts.lookups {
-            if let Some(version) = lookup.latest().await? {
-                pinned.insert(name.clone(), version);
-            }
-        }
-        let plan = BatchPlan {
-            version: FORMAT_VERSION,
-            batch,
-            pipeline: self.parts.spec.name.clone(),
-            batch_time: self.parts.clock.now(),
-            sources: BTreeMap::new(),
-            skipped: BTreeMap::new(),
-            moved: BTreeMap::new(),
-            letters: None,
-            forget: None,
-            rebuild: tables,
-            lost: BTreeMap::new(),
-            incarnations: BTreeMap::new(),
-            watermarks: BTreeMap::new(),
-            pinned,
-            meaning: meaning(&self.parts.spec),
-            recipe: recipe(&self.parts.spec),
-            owner: self.parts.owner.clone(),
-        };
-        match self.parts.log.plan(&plan).await? {
-            Claim::Claimed => {}
-            Claim::Taken(winner) if winner.owner.run_id == plan.owner.run_id => {}
-            Claim::Taken(winner) => return Err(taken(&winner)),
-        }
-        self.emit(Event::Planned(Box::new(plan.clone())));
-        Ok(plan)
+        let plan = BatchPlan { rebuild: tables, ..self.empty_plan(batch).await? };
+        self.claim(plan).await
     }
 
     /// The whole content of a table that is computed again, in place of what it held.

@@ -10,12 +10,10 @@ use std::time::Instant;
 use arrow::record_batch::RecordBatch;
 
 use super::rebuild::obstacle;
-use super::step::Phases;
-use super::{Runner, event::Event, halted, meaning, recipe};
-use crate::checkpoint::Claim;
+use super::{Runner, halted};
 use crate::config::spec::{From, PipelineSpec};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::batch::{BatchId, BatchPlan, CommitRecord, FORMAT_VERSION};
+use crate::model::batch::{BatchId, BatchPlan, CommitRecord};
 use crate::model::offset::{Incarnations, OffsetRanges, Offsets, Range};
 use crate::model::recover::{self, Decision};
 use crate::model::relocate;
@@ -116,33 +114,9 @@ impl Runner {
             let stays = |range: &Range| Range { from: range.until, until: range.until };
             OffsetRanges(ranges.0.iter().map(|(partition, range)| (partition.clone(), stays(range))).collect())
         };
-        let plan = BatchPlan {
-            version: FORMAT_VERSION,
-            batch: last + 1,
-            pipeline: self.parts.spec.name.clone(),
-            batch_time: self.parts.clock.now(),
-            sources: moved.iter().map(|(name, ranges)| (name.clone(), stay(ranges))).collect(),
-            skipped: BTreeMap::new(),
-            moved,
-            letters: None,
-            rebuild,
-            forget: None,
-            lost: BTreeMap::new(),
-            // The topics stay those that the rest of the position belongs to.
-            incarnations: BTreeMap::new(),
-            watermarks: BTreeMap::new(),
-            pinned: BTreeMap::new(),
-            meaning: meaning(&self.parts.spec),
-            recipe: recipe(&self.parts.spec),
-            owner: self.parts.owner.clone(),
-        };
-        match self.parts.log.plan(&plan).await? {
-            Claim::Claimed => {}
-            Claim::Taken(winner) if winner.owner.run_id == plan.owner.run_id => {}
-            Claim::Taken(winner) => return Err(super::step::taken(&winner)),
-        }
-        self.emit(Event::Planned(Box::new(plan.clone())));
-        let record = self.carry_through(plan, false, Phases::default(), started, &BTreeMap::new()).await?;
+        let sources = moved.iter().map(|(name, ranges)| (name.clone(), stay(ranges))).collect();
+        let plan = BatchPlan { sources, moved, rebuild, ..self.empty_plan(last + 1).await? };
+        let record = self.carry_by_hand(plan, started).await?;
         self.acknowledge().await;
         Ok(record)
     }

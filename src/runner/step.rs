@@ -11,12 +11,11 @@ use super::event::{Event, Finished};
 use super::keeping::with_state;
 use super::refresh::Upstream;
 use super::shaping::{Rows, Shaping, dead_letters_come_first, deferred};
-use super::{KEEP_BATCHES, PRUNE_EVERY, Position, Runner, Stepped, app_id, meaning, recipe};
-use crate::checkpoint::Claim;
+use super::{KEEP_BATCHES, PRUNE_EVERY, Position, Runner, Stepped, app_id};
 use crate::config::spec::{From, OnDataLoss, SourceKind, TableSpec, WriteSpec};
-use crate::error::{Code, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::fail;
-use crate::model::batch::{BatchId, BatchPlan, CommitRecord, FORMAT_VERSION, Owner, Receipt};
+use crate::model::batch::{BatchId, BatchPlan, CommitRecord, FORMAT_VERSION, Receipt};
 use crate::model::loss::Lost;
 use crate::model::note::Note;
 use crate::model::offset::{Incarnations, OffsetRanges, Offsets, Partition, Range};
@@ -131,42 +130,20 @@ impl Runner {
         if sources.values().all(OffsetRanges::is_empty) && !is_moved && !watermarks.closes {
             return Ok(None);
         }
-        let mut pinned = BTreeMap::new();
-        for (name, lookup) in &mut self.parts.lookups {
-            if let Some(version) = lookup.latest().await? {
-                pinned.insert(name.clone(), version);
-            }
-        }
+        let nothing = self.empty_plan(batch).await?;
         phases.add("latestOffset", bounding);
         let planning = Instant::now();
         let plan = BatchPlan {
-            version: FORMAT_VERSION,
-            batch,
-            pipeline: self.parts.spec.name.clone(),
             batch_time,
             skipped: self.skipped(&sources),
-            moved: BTreeMap::new(),
-            letters: None,
-            rebuild: Vec::new(),
-            forget: None,
             lost: lost(&bounded),
             incarnations: incarnations(bounded),
             sources,
             watermarks: watermarks.by_table,
-            pinned,
-            meaning: meaning(&self.parts.spec),
-            recipe: recipe(&self.parts.spec),
-            owner: self.parts.owner.clone(),
+            ..nothing
         };
-        fail::hit(fail::PLAN)?;
-        let plan = match self.parts.log.plan(&plan).await? {
-            Claim::Claimed => plan,
-            // Our own plan can be there already: a put whose reply was lost. What it says counts.
-            Claim::Taken(winner) if winner.owner.run_id == plan.owner.run_id => *winner,
-            Claim::Taken(winner) => return Err(taken(&winner)),
-        };
+        let plan = self.claim(plan).await?;
         phases.add("walCommit", planning);
-        self.emit(Event::Planned(Box::new(plan.clone())));
         Ok(Some(plan))
     }
 
@@ -552,20 +529,4 @@ pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T>
             .caused_by(panic)
             .help("the batch was not committed; it is tried again at the next run")),
     }
-}
-
-pub(super) fn taken(winner: &BatchPlan) -> Error {
-    let Owner { run_id, host, pid } = &winner.owner;
-    Error::new(
-        ErrorKind::Busy,
-        format!(
-            "another runner owns pipeline `{}`: batch {} was planned by pid {pid} on host {host} at {}",
-            winner.pipeline,
-            winner.batch,
-            winner.batch_time.to_rfc3339()
-        ),
-    )
-    .coded(Code::PlanTaken)
-    .with("its run", run_id)
-    .help("this runner wrote nothing; stop one of the two, or let the other finish and run again")
 }

@@ -60,6 +60,11 @@ const AGGREGATES: &[&str] = &[
     "unnest",
 ];
 
+/// Whether the function of this name, in lower case, is an aggregate of one of the engines.
+pub(super) fn is_aggregate(name: &str) -> bool {
+    AGGREGATES.contains(&name)
+}
+
 /// The first aggregate in an expression, subqueries left out.
 pub(super) fn first_aggregate(node: &mut impl VisitMut) -> Option<Span> {
     struct Seek(usize);
@@ -78,7 +83,7 @@ pub(super) fn first_aggregate(node: &mut impl VisitMut) -> Option<Span> {
                 Expr::Function(function)
                     if self.0 == 0
                         && function.over.is_none()
-                        && AGGREGATES.contains(&function.name.to_string().to_lowercase().as_str()) =>
+                        && is_aggregate(&function.name.to_string().to_lowercase()) =>
                 {
                     ControlFlow::Break(function.name.span())
                 }

@@ -11,14 +11,12 @@ use super::decode::{Decoder, row_schema};
 use super::engine::{self, OUTPUT};
 use super::expect::{DELETE_FLAG, check_column};
 use super::keeps::{self, CompiledKeeps};
-use super::problems::{Field, Finding, Place, SqlProblem, locate, suggest};
+use super::problems::{Field, Finding, Place, SqlProblem, explain, locate, refresh_reads_tables, suggest};
 use super::rewrite::{self, BATCH, Input, InputKind, Moment, Prepared, Scope, prepare_expression, prepare_query};
 use super::tally::{self, Tally, Upstream};
 use super::types::stored_schema;
 use super::{Reads, dead_letter};
-use crate::config::spec::{
-    Action, Engine, Expectation, From, KeepsSpec, OperatorSpec, PipelineSpec, TableSpec, WriteSpec,
-};
+use crate::config::spec::{Action, Expectation, From, KeepsSpec, OperatorSpec, PipelineSpec, TableSpec, WriteSpec};
 use crate::source::column;
 
 /// Where a row came from.
@@ -650,67 +648,4 @@ impl TableCompiler<'_> {
         }
         reads
     }
-}
-
-fn refresh_reads_tables(place: Place) -> Finding {
-    Finding {
-        place,
-        message: "`refresh` recomputes whole groups, but `batch` holds only this batch's rows".into(),
-        help: None,
-    }
-    .help("read the table itself: `FROM` the name that `from:` gives, such as FROM silver.orders")
-}
-
-/// An engine's message as ours: what it names is found in the SQL, and what it could have been is said.
-fn explain(original: &impl sqlparser::ast::Visit, engine: Engine, message: &str, columns: Vec<&str>) -> Finding {
-    let first_line = message.lines().next().unwrap_or_default().trim();
-    let mut columns = columns;
-    columns.sort_unstable();
-    columns.dedup();
-    let named = names_in(message);
-    let about_a_column =
-        ["unable to find column", "no column named", "No field named", "not found", "no table or struct column"]
-            .iter()
-            .any(|text| message.contains(text));
-    if about_a_column
-        && let Some((name, span)) = named
-            .iter()
-            .filter(|name| !columns.contains(&name.as_str()))
-            .find_map(|name| Some((name, locate(original, name)?)))
-    {
-        let mut finding = Finding::at(span, format!("unknown column `{name}`"));
-        finding.help = suggest(name, columns.iter().copied(), "columns");
-        return finding;
-    }
-    if ["unsupported function", "Invalid function", "UDF"].iter().any(|text| message.contains(text))
-        && let Some((name, span)) = named.iter().find_map(|name| Some((name, locate(original, name)?)))
-    {
-        let finding = Finding::at(span, format!("unknown function `{name}`"));
-        return match engine {
-            Engine::Polars => finding.help("Polars SQL does not have it; `engine: datafusion` on this table may"),
-            Engine::DataFusion => finding,
-        };
-    }
-    let place = named.iter().find_map(|name| locate(original, name)).map_or(Place::START, Place::of);
-    let finding = Finding { place, message: first_line.to_string(), help: None };
-    match engine {
-        Engine::Polars if message.contains("support") => {
-            finding.help("if Polars SQL cannot do this, `engine: datafusion` on this table may")
-        }
-        _ => finding,
-    }
-}
-
-/// What a message puts in quotes, and what follows `No field named`.
-fn names_in(message: &str) -> Vec<String> {
-    let mut names = Vec::new();
-    if let Some((_, rest)) = message.split_once("No field named ") {
-        let token = rest.split([' ', ',', '\n']).next().unwrap_or_default().trim_end_matches('.').trim_matches('"');
-        let last = token.rsplit('.').next().unwrap_or(token);
-        names.push(last.trim_matches('"').to_string());
-    }
-    for quote in ['"', '\'', '`'] {
-        names.extend(message.split(quote).skip(1).step_by(2).map(str::to_string));
-    }
-    names
 }

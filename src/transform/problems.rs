@@ -6,6 +6,8 @@ use std::ops::ControlFlow;
 use sqlparser::ast::{Expr, Ident, ObjectName, SelectItem, SelectItemQualifiedWildcardKind, Visit, Visitor};
 use sqlparser::tokenizer::Span;
 
+use crate::config::spec::Engine;
+
 /// Which part of a table's YAML a problem is in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Field {
@@ -208,6 +210,70 @@ pub fn locate(node: &impl Visit, name: &str) -> Option<Span> {
         ControlFlow::Break(span) => Some(span),
         ControlFlow::Continue(()) => None,
     }
+}
+
+/// A query of a `refresh` table that reads only the batch.
+pub(super) fn refresh_reads_tables(place: Place) -> Finding {
+    Finding {
+        place,
+        message: "`refresh` recomputes whole groups, but `batch` holds only this batch's rows".into(),
+        help: None,
+    }
+    .help("read the table itself: `FROM` the name that `from:` gives, such as FROM silver.orders")
+}
+
+/// An engine's message as ours: what it names is found in the SQL, and what it could have been is said.
+pub(super) fn explain(original: &impl Visit, engine: Engine, message: &str, columns: Vec<&str>) -> Finding {
+    let first_line = message.lines().next().unwrap_or_default().trim();
+    let mut columns = columns;
+    columns.sort_unstable();
+    columns.dedup();
+    let named = names_in(message);
+    let about_a_column =
+        ["unable to find column", "no column named", "No field named", "not found", "no table or struct column"]
+            .iter()
+            .any(|text| message.contains(text));
+    if about_a_column
+        && let Some((name, span)) = named
+            .iter()
+            .filter(|name| !columns.contains(&name.as_str()))
+            .find_map(|name| Some((name, locate(original, name)?)))
+    {
+        let mut finding = Finding::at(span, format!("unknown column `{name}`"));
+        finding.help = suggest(name, columns.iter().copied(), "columns");
+        return finding;
+    }
+    if ["unsupported function", "Invalid function", "UDF"].iter().any(|text| message.contains(text))
+        && let Some((name, span)) = named.iter().find_map(|name| Some((name, locate(original, name)?)))
+    {
+        let finding = Finding::at(span, format!("unknown function `{name}`"));
+        return match engine {
+            Engine::Polars => finding.help("Polars SQL does not have it; `engine: datafusion` on this table may"),
+            Engine::DataFusion => finding,
+        };
+    }
+    let place = named.iter().find_map(|name| locate(original, name)).map_or(Place::START, Place::of);
+    let finding = Finding { place, message: first_line.to_string(), help: None };
+    match engine {
+        Engine::Polars if message.contains("support") => {
+            finding.help("if Polars SQL cannot do this, `engine: datafusion` on this table may")
+        }
+        _ => finding,
+    }
+}
+
+/// What a message puts in quotes, and what follows `No field named`.
+fn names_in(message: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    if let Some((_, rest)) = message.split_once("No field named ") {
+        let token = rest.split([' ', ',', '\n']).next().unwrap_or_default().trim_end_matches('.').trim_matches('"');
+        let last = token.rsplit('.').next().unwrap_or(token);
+        names.push(last.trim_matches('"').to_string());
+    }
+    for quote in ['"', '\'', '`'] {
+        names.extend(message.split(quote).skip(1).step_by(2).map(str::to_string));
+    }
+    names
 }
 
 #[cfg(test)]

@@ -81,6 +81,11 @@ pub trait Stateful: Send + Sync {
     /// Columns of what `whole` and `changes` give. Readable by people: one row an entry.
     fn saved(&self) -> SchemaRef;
 
+    /// The columns of [`Stateful::saved`] that keep the input column `name`, of any input.
+    fn holds(&self, name: &str) -> Vec<String> {
+        vec![name.to_string()]
+    }
+
     /// Columns of [`Step::rows`].
     fn output(&self) -> SchemaRef;
 

@@ -74,7 +74,7 @@ pub(in crate::app) async fn verify(global: &Global, args: &CheckpointVerifyArgs)
                 let lake = crate::storage::open(&spec.lake)?;
                 let maker = crate::table::trace::maker(&lake, &table).await?;
                 if maker.is_some_and(|maker| maker.pipeline == spec.name) {
-                    let why = crate::model::recover::Inconsistency::CheckpointLost { table };
+                    let why = crate::model::inconsistency::Inconsistency::CheckpointLost { table };
                     findings.push(Finding::broken(why.to_string(), why.help()));
                     break;
                 }

@@ -12,6 +12,7 @@ use crate::cli::Global;
 use crate::config::spec::PipelineSpec;
 use crate::error::{Context, Error, ErrorKind};
 use crate::model::batch::CommitRecord;
+use crate::runner::remembered;
 use crate::storage;
 use crate::transform::Transform;
 
@@ -38,11 +39,9 @@ pub(super) async fn entries(
     let states = States::new(&storage::open(&checked.spec.lake)?)?;
     let nothing = || Error::failed(format!("table {table} remembers nothing"));
     let mut operator = checked.compiled.remembers(table)?.ok_or_else(nothing)?;
-    let (saved, newest) = states.load(table, file).await?;
-    for earlier in &saved.after {
-        operator.load(&states.load(table, earlier).await?.1)?;
-    }
-    operator.load(&newest)?;
+    let spec = checked.spec.tables.iter().find(|spec| spec.name == table).ok_or_else(nothing)?;
+    let meaning = spec.keeps.as_ref().map(|keeps| remembered(spec, keeps)).ok_or_else(nothing)?;
+    states.restore(table, file, &meaning, |rows| operator.load(rows)).await?;
     let schema = operator.saved();
     let shown: Vec<usize> = (0..schema.fields().len()).filter(|at| schema.field(*at).name() != GONE).collect();
     let why = "columns of a state could not be picked";

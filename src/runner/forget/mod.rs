@@ -16,15 +16,13 @@ use tracing::warn;
 
 pub use self::account::{Share, counted};
 pub use self::close::{files_receipt_name, receipt_name};
-use super::event::Event;
+use super::Runner;
+use super::claim::taken;
 use super::rebuild::obstacle;
-use super::step::{Phases, taken};
-use super::{Runner, meaning, recipe};
-use crate::checkpoint::Claim;
+use super::step::Phases;
 use crate::config::spec::{From, PipelineSpec, WriteSpec};
 use crate::error::{Context, ErrorKind, Result};
-use crate::fail;
-use crate::model::batch::{BatchPlan, CommitRecord, FORMAT_VERSION};
+use crate::model::batch::{BatchPlan, CommitRecord};
 use crate::model::forget::{Forget, Key};
 use crate::model::offset::{Offset, Partition};
 use crate::source::column;
@@ -70,47 +68,20 @@ impl Runner {
         let started = Instant::now();
         let last = self.standing().await?.last;
         self.ensure_observed().await?;
-        let mut pinned = BTreeMap::new();
-        for (name, lookup) in &mut self.parts.lookups {
-            if let Some(version) = lookup.latest().await? {
-                pinned.insert(name.clone(), version);
-            }
-        }
         let recomputed = self.recomputed(what.tables.keys());
         let remembering = self.parts.spec.tables.iter().filter(|table| table.keeps.is_some());
         let rebuild = remembering.map(|table| table.name.clone()).filter(|name| recomputed.contains(name)).collect();
-        let plan = BatchPlan {
-            version: FORMAT_VERSION,
-            batch: last + 1,
-            pipeline: self.parts.spec.name.clone(),
-            batch_time: self.parts.clock.now(),
-            sources: BTreeMap::new(),
-            skipped: BTreeMap::new(),
-            moved: BTreeMap::new(),
-            letters: None,
-            forget: Some(what),
-            rebuild,
-            lost: BTreeMap::new(),
-            incarnations: BTreeMap::new(),
-            watermarks: BTreeMap::new(),
-            pinned,
-            meaning: meaning(&self.parts.spec),
-            recipe: recipe(&self.parts.spec),
-            owner: self.parts.owner.clone(),
-        };
+        let plan = BatchPlan { forget: Some(what), rebuild, ..self.empty_plan(last + 1).await? };
         self.parts.log.keep_key(key).await?;
         self.forgetting = Some(key.clone());
-        fail::hit(fail::PLAN)?;
-        match self.parts.log.plan(&plan).await? {
-            Claim::Claimed => {}
-            Claim::Taken(winner) if winner.owner.run_id == plan.owner.run_id => {}
-            Claim::Taken(winner) => {
+        let plan = match self.try_claim(plan).await? {
+            Ok(plan) => plan,
+            Err(winner) => {
                 let needed = winner.forget.as_ref().map(|what| what.digest.as_str());
                 self.parts.log.forget_keys(needed).await?;
                 return Err(taken(&winner));
             }
-        }
-        self.emit(Event::Planned(Box::new(plan.clone())));
+        };
         self.carry_through(plan, false, Phases::default(), started, &BTreeMap::new()).await
     }
 

@@ -11,14 +11,12 @@ use arrow::array::{AsArray, BooleanArray, RecordBatch, StringArray};
 use arrow::compute::filter_record_batch;
 
 use self::trial::{Bench, Trial, Verdict};
-use super::event::Event;
+use super::Runner;
 use super::shaping::{Rows, Settled, Shaping};
-use super::step::{Phases, blocking, taken};
-use super::{Runner, meaning, recipe};
-use crate::checkpoint::Claim;
+use super::step::blocking;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::fail;
-use crate::model::batch::{BatchId, BatchPlan, CommitRecord, FORMAT_VERSION};
+use crate::model::batch::{BatchId, BatchPlan, CommitRecord};
 use crate::model::letter::{Action, Letters, Status};
 use crate::table::Change;
 use crate::transform::letter::{self, Letter, Mark};
@@ -75,39 +73,8 @@ impl Runner {
         let started = Instant::now();
         let last = self.standing().await?.last;
         self.ensure_observed().await?;
-        let mut pinned = BTreeMap::new();
-        for (name, lookup) in &mut self.parts.lookups {
-            if let Some(version) = lookup.latest().await? {
-                pinned.insert(name.clone(), version);
-            }
-        }
-        let plan = BatchPlan {
-            version: FORMAT_VERSION,
-            batch: last + 1,
-            pipeline: self.parts.spec.name.clone(),
-            batch_time: self.parts.clock.now(),
-            sources: BTreeMap::new(),
-            skipped: BTreeMap::new(),
-            moved: BTreeMap::new(),
-            letters: Some(letters),
-            rebuild: Vec::new(),
-            forget: None,
-            lost: BTreeMap::new(),
-            incarnations: BTreeMap::new(),
-            watermarks: BTreeMap::new(),
-            pinned,
-            meaning: meaning(&self.parts.spec),
-            recipe: recipe(&self.parts.spec),
-            owner: self.parts.owner.clone(),
-        };
-        fail::hit(fail::PLAN)?;
-        match self.parts.log.plan(&plan).await? {
-            Claim::Claimed => {}
-            Claim::Taken(winner) if winner.owner.run_id == plan.owner.run_id => {}
-            Claim::Taken(winner) => return Err(taken(&winner)),
-        }
-        self.emit(Event::Planned(Box::new(plan.clone())));
-        self.carry_through(plan, false, Phases::default(), started, &BTreeMap::new()).await
+        let plan = BatchPlan { letters: Some(letters), ..self.empty_plan(last + 1).await? };
+        self.carry_by_hand(plan, started).await
     }
 
     /// Everything that a planned batch of letters computes before the first table is changed.

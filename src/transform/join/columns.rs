@@ -77,6 +77,17 @@ impl Columns {
     }
 }
 
+impl Columns {
+    /// The columns of pairs that are made from the column `name` of either side.
+    pub(super) fn made_from(&self, name: &str) -> Vec<String> {
+        let matched_and_left = self.on.iter().chain(&self.left).map(|field| (field, field.name()));
+        let right = self.right.iter().zip(self.pairs.fields().iter().skip(self.on.len() + self.left.len()));
+        let right = right.map(|(field, pair)| (field, pair.name()));
+        let made = matched_and_left.chain(right).filter(|(field, _)| field.name() == name);
+        made.map(|(_, pair)| pair.clone()).collect()
+    }
+}
+
 /// As the result of a query, a pair does not say which columns are never null.
 fn nullable(field: &Field, name: &str) -> Field {
     field.clone().with_name(name).with_nullable(true)

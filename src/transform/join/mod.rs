@@ -350,6 +350,10 @@ impl Stateful for Join {
         self.saved.clone()
     }
 
+    fn holds(&self, name: &str) -> Vec<String> {
+        self.what.columns.made_from(name)
+    }
+
     fn output(&self) -> SchemaRef {
         self.what.columns.pairs.clone()
     }

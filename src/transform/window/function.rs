@@ -2,7 +2,7 @@
 
 use arrow::datatypes::{DataType, Field};
 
-use crate::transform::types::timestamp;
+use crate::transform::types::stored_type;
 
 /// Digits of the widest decimal.
 const MOST_DIGITS: u8 = 38;
@@ -72,7 +72,7 @@ impl Kind {
         match (self, argument) {
             (Kind::CountAll | Kind::Count, _) => Ok(DataType::Int64),
             (_, DataType::List(_) | DataType::Struct(_) | DataType::Map(_, _)) => misfit("a plain value"),
-            (_, other) if !is_stored(other) => misfit("a value that a table can store"),
+            (_, other) if stored_type(other).as_ref() != Ok(other) => misfit("a value that a table can store"),
             (Kind::CountDistinct | Kind::ApproxCountDistinct, _) => Ok(DataType::Int64),
             (Kind::Sum, integer) if integer.is_signed_integer() => Ok(DataType::Int64),
             (Kind::Sum, DataType::Decimal128(_, scale)) => Ok(DataType::Decimal128(MOST_DIGITS, *scale)),
@@ -87,24 +87,6 @@ impl Kind {
             (Kind::Min | Kind::Max, DataType::Binary) => misfit("a value that has an order people know"),
             (Kind::Min | Kind::Max | Kind::First | Kind::Last, _) => Ok(argument.clone()),
         }
-    }
-}
-
-fn is_stored(data_type: &DataType) -> bool {
-    match data_type {
-        DataType::Timestamp(_, _) => *data_type == timestamp(),
-        DataType::Boolean
-        | DataType::Int8
-        | DataType::Int16
-        | DataType::Int32
-        | DataType::Int64
-        | DataType::Float32
-        | DataType::Float64
-        | DataType::Utf8
-        | DataType::Binary
-        | DataType::Date32
-        | DataType::Decimal128(_, _) => true,
-        _ => false,
     }
 }
 

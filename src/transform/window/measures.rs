@@ -17,47 +17,17 @@ use sqlparser::ast::{
 use sqlparser::tokenizer::Span;
 
 use super::function::{Kind, NAMES, result_column};
+use crate::transform::analysis::is_aggregate;
 use crate::transform::problems::{Finding, suggest};
 use crate::transform::rewrite::parse_expression;
 
-/// Aggregates of SQL that windows do not keep.
-const OTHER_AGGREGATES: &[&str] = &[
-    "median",
-    "stddev",
-    "stdev",
-    "stddev_samp",
-    "stddev_pop",
-    "var",
-    "variance",
-    "var_samp",
-    "var_pop",
-    "array_agg",
-    "collect_list",
-    "collect_set",
-    "string_agg",
-    "listagg",
-    "group_concat",
-    "corr",
-    "covar",
-    "covar_pop",
-    "covar_samp",
-    "quantile_cont",
-    "quantile_disc",
-    "percentile",
-    "percentile_cont",
-    "percentile_disc",
-    "approx_percentile_cont",
-    "approx_median",
-    "bool_and",
-    "bool_or",
-    "bit_and",
-    "bit_or",
-    "bit_xor",
-    "any_value",
-    "mode",
-    "nth_value",
-    "total",
-];
+/// Aggregates of other engines, which people try.
+const ELSEWHERE: &[&str] = &["collect_list", "collect_set", "percentile", "percentile_disc", "any_value", "mode"];
+
+/// Whether a function aggregates, though windows do not keep it.
+fn is_other_aggregate(name: &str) -> bool {
+    is_aggregate(name) || ELSEWHERE.contains(&name)
+}
 
 /// Measures, taken apart.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -163,7 +133,7 @@ impl Reader<'_> {
             };
         }
         let inside = Inside::of(call, self.columns);
-        if OTHER_AGGREGATES.contains(&name.as_str()) || (!inside.aggregates && inside.rows) {
+        if is_other_aggregate(&name) || (!inside.aggregates && inside.rows) {
             self.aggregates += 1;
             let help = suggest(&name, NAMES.iter().map(|(name, _)| *name), "there are").unwrap_or_default();
             return self.refuse(span, format!("no aggregate of windows is called `{name}`"), help);
@@ -439,7 +409,7 @@ impl Visitor for Inside<'_> {
         match expr {
             Expr::Function(call) => {
                 let name = call.name.to_string().to_lowercase();
-                if call.over.is_some() || usual_name(&name).is_some() || OTHER_AGGREGATES.contains(&name.as_str()) {
+                if call.over.is_some() || usual_name(&name).is_some() || is_other_aggregate(&name) {
                     self.aggregates = true;
                     self.place = self.place.or(Some(call.name.span()));
                 }
