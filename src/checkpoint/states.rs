@@ -61,6 +61,7 @@ pub struct Saved {
     /// The clocks after the batch.
     pub clocks: Clocks,
     /// Batches that moved the watermark on without rows to do so, and how far: what was closed by hand or for want of rows.
+    /// In a file that holds changes: those since the file before it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub closings: BTreeMap<BatchId, Micros>,
 }
@@ -116,7 +117,7 @@ impl States {
         meaning: &str,
         mut take: impl FnMut(&[RecordBatch]) -> Result<()>,
     ) -> Result<Saved> {
-        let (saved, rows) = self.load(table, newest).await?;
+        let (mut saved, rows) = self.load(table, newest).await?;
         if saved.meaning != meaning {
             return Err(Error::config(format!("the state of {table} was kept by other rules"))
                 .coded(Code::MeaningChanged)
@@ -124,10 +125,21 @@ impl States {
                 .with("now", meaning)
                 .help("nothing was read or written; undo the change in the pipeline file"));
         }
-        for earlier in &saved.after {
-            take(&self.load(table, earlier).await?.1)?;
+        for name in &saved.after {
+            let (earlier, rows) = self.load(table, name).await?;
+            take(&rows)?;
+            saved.closings.extend(earlier.closings);
         }
         take(&rows)?;
+        Ok(saved)
+    }
+
+    /// What a table's newest file says of itself, whatever its entries mean.
+    pub async fn saved(&self, table: &str, newest: &str) -> Result<Saved> {
+        let (mut saved, _) = self.load(table, newest).await?;
+        for name in &saved.after {
+            saved.closings.extend(self.load(table, name).await?.0.closings);
+        }
         Ok(saved)
     }
 

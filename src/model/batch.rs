@@ -13,6 +13,7 @@ use super::forget::Forget;
 use super::letter::{Action, Letters};
 use super::loss::{Loss, Lost};
 use super::offset::{Discontinuity, Incarnations, OffsetRanges, Offsets, Partition};
+use super::window::Micros;
 
 /// Version of the on-disk records that this build writes.
 pub const FORMAT_VERSION: u32 = 2;
@@ -60,6 +61,9 @@ pub struct BatchPlan {
     /// nothing from a source.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rebuild: Vec<String>,
+    /// The first event time, in microseconds, that each of them finds rows of: windows that ended before stay as they are.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub since: BTreeMap<String, Micros>,
     /// What an operator wants forgotten (`tidegate forget`). Such a batch reads nothing from a source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forget: Option<Forget>,

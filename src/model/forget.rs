@@ -62,6 +62,9 @@ pub struct Forget {
     /// What each table is to lose, counted before the batch was planned. Other tables lose nothing, but for what follows
     /// from these.
     pub tables: BTreeMap<String, Counted>,
+    /// Entries that tables remember beside their rows: how many go, counted before the batch was planned.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub states: BTreeMap<String, u64>,
     /// What the sources still hold, by source; absent = they were not asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sources: Option<BTreeMap<String, Vec<Still>>>,

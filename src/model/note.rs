@@ -10,6 +10,7 @@ use super::batch::{BatchId, BatchPlan};
 use super::forget::Forget;
 use super::letter::Letters;
 use super::offset::{Incarnations, OffsetRanges, Offsets, Partition};
+use super::window::Micros;
 
 /// The note of one table commit. Empty parts are left out: it is written at every commit of every table.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +44,9 @@ pub struct Note {
     /// As in the plan.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rebuild: Vec<String>,
+    /// As in the plan.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub since: BTreeMap<String, Micros>,
     /// As in the plan.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub incarnations: BTreeMap<String, Incarnations>,
@@ -96,6 +100,7 @@ impl Note {
             moved: plan.moved.clone(),
             letters: plan.letters.clone(),
             rebuild: plan.rebuild.clone(),
+            since: plan.since.clone(),
             forget: plan.forget.clone(),
             incarnations: plan.incarnations.clone(),
             watermarks: plan.watermarks.clone(),
@@ -212,6 +217,7 @@ mod tests {
             moved: BTreeMap::new(),
             letters: None,
             rebuild: Vec::new(),
+            since: BTreeMap::new(),
             forget: None,
             lost: BTreeMap::new(),
             incarnations: BTreeMap::new(),

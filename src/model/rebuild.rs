@@ -401,6 +401,7 @@ fn plan(facts: &Facts, note: &Note) -> BatchPlan {
         moved: note.moved.clone(),
         letters: note.letters.clone(),
         rebuild: note.rebuild.clone(),
+        since: note.since.clone(),
         forget: note.forget.clone(),
         // Losses that moved a position show in `skipped`; why they did is not in the tables.
         lost: BTreeMap::new(),

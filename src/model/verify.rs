@@ -106,6 +106,7 @@ mod tests {
             moved: BTreeMap::new(),
             letters: None,
             rebuild: Vec::new(),
+            since: BTreeMap::new(),
             forget: None,
             lost: BTreeMap::new(),
             incarnations: BTreeMap::new(),

@@ -26,6 +26,7 @@ impl Runner {
             letters: None,
             forget: None,
             rebuild: Vec::new(),
+            since: BTreeMap::new(),
             lost: BTreeMap::new(),
             // The topics stay those that the rest of the position belongs to.
             incarnations: BTreeMap::new(),

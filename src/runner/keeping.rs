@@ -3,8 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use arrow::array::BooleanArray;
-use arrow::compute::{and, filter_record_batch, not, or};
 use arrow::record_batch::RecordBatch;
 use chrono::{DateTime, Utc};
 
@@ -13,15 +11,13 @@ use super::shaping::{Rows, Shaping};
 use super::{Runner, remembered};
 
 use crate::checkpoint::states::{STATE_VERSION, Saved, States};
-use crate::config::spec::{KeepsSpec, PipelineSpec, TableSpec, WriteSpec};
-use crate::error::{Code, Context, Error, ErrorKind, Result};
+use crate::config::spec::{From, KeepsSpec, TableSpec, WriteSpec};
+use crate::error::{Code, Error, ErrorKind, Result};
 use crate::fail;
 use crate::model::batch::{BatchId, BatchPlan, CommitRecord, Receipt};
-use crate::model::forget::Key;
 use crate::model::watermark::{Clocks, Patience};
 use crate::model::window::{EventTime, Micros};
 use crate::table::Change;
-use crate::transform::forget::{Typed, mask, typed};
 use crate::transform::stateful::{Stateful, Step, conform, newest_by_partition};
 use crate::transform::{DeadLetter, Inputs, Transform, expect, row_json};
 
@@ -45,6 +41,14 @@ struct Kept {
     file: Option<String>,
     /// What the batch in work has made of it.
     working: Option<Working>,
+    /// The batch in work passes it by: it is computed afterwards from what is stored.
+    left_out: bool,
+}
+
+impl Kept {
+    fn new(operator: Box<dyn Stateful>, saved: Saved, file: Option<String>) -> Kept {
+        Kept { operator, saved, file, working: None, left_out: false }
+    }
 }
 
 /// The state in the midst of a batch.
@@ -60,6 +64,33 @@ impl Keeping {
     /// Whether a table has not been part of a finished batch.
     pub fn is_new(&self, table: &str) -> bool {
         self.0.get(table).is_none_or(|kept| kept.file.is_none() && kept.saved.batch < 0)
+    }
+
+    /// The batch in work passes these tables by.
+    pub fn leave_out(&mut self, tables: &[String]) {
+        for (table, kept) in &mut self.0 {
+            kept.left_out = tables.contains(table);
+        }
+    }
+
+    /// All entries of a table, and the operator that they are of.
+    pub fn entries(&mut self, table: &str) -> Result<(Vec<RecordBatch>, &dyn Stateful)> {
+        let operator = &mut self.get(table)?.operator;
+        Ok((operator.whole()?, &**operator))
+    }
+
+    /// A table remembers nothing but `entries` after the batch. They are written whole, so that no older file is needed.
+    pub fn replace(
+        &mut self,
+        table: &str,
+        mut empty: Box<dyn Stateful>,
+        entries: &[RecordBatch],
+        batch: BatchId,
+    ) -> Result<()> {
+        empty.load(entries)?;
+        let kept = self.get(table)?;
+        (kept.operator, kept.file) = (empty, None);
+        self.settle(table, batch)
     }
 
     /// Empties a table's memory; returns the batches that closed something without rows to do so.
@@ -133,8 +164,8 @@ pub(super) struct Watermarks {
 
 impl Runner {
     /// Loads what the tables remember, as the last commit record names it; of those that are computed again only what
-    /// closed their windows.
-    pub(super) async fn ensure_keeping(&mut self, rebuilt: &[String]) -> Result<()> {
+    /// closed their windows. `forgetting` is the batch in work, if it forgets.
+    pub(super) async fn ensure_keeping(&mut self, rebuilt: &[String], forgetting: Option<BatchId>) -> Result<()> {
         if self.keeping.is_some() {
             return Ok(());
         }
@@ -147,13 +178,16 @@ impl Runner {
             let last = self.position.as_ref().and_then(|position| position.last.as_ref());
             let file = last.and_then(|record| record.tables.get(&table.name)).and_then(|receipt| receipt.state.clone());
             if rebuilt.contains(&table.name) {
-                let closings = match &file {
-                    Some(file) => closings_in(&self.parts.states, &table.name, file).await?,
-                    None => BTreeMap::new(),
+                let before = match &file {
+                    Some(file) => saved_before(&self.parts.states, &table.name, file).await?,
+                    None => Saved::default(),
                 };
+                let mut closings = before.closings;
+                // Without the rows of whoever is forgotten, time may not have come as far; but it does not go back.
+                closings.extend(forgetting.zip(before.watermark));
                 let meaning = remembered(table, keeps);
                 let saved = Saved { meaning, closings, ..unsaved(&self.parts.pipeline_id, &table.name) };
-                keeping.0.insert(table.name.clone(), Kept { operator, saved, file: None, working: None });
+                keeping.0.insert(table.name.clone(), Kept::new(operator, saved, None));
                 continue;
             }
             let kept = load_state(&self.parts.states, &self.parts.pipeline_id, table, keeps, operator, file).await;
@@ -179,20 +213,33 @@ impl Runner {
         }
     }
 
-    /// The watermarks that a batch planned at `now` is judged by.
-    pub(super) fn watermarks(&mut self, now: DateTime<Utc>) -> Watermarks {
+    /// The watermarks that a batch planned at `now` is judged by. One that brings rows closes nothing by hand or for want of
+    /// rows: those rows would be late. Nor is a table closed in the batch that closes one above it: what that emits would be.
+    pub(super) fn watermarks(&mut self, now: DateTime<Utc>, has_rows: bool) -> Watermarks {
         let mut watermarks = Watermarks { by_table: BTreeMap::new(), closes: false };
         let Some(keeping) = &mut self.keeping else { return watermarks };
+        let mut moving: BTreeSet<&str> = BTreeSet::new();
         for table in &self.parts.spec.tables {
+            let is_below = table.inputs().into_iter().any(|from| match from {
+                From::Table(name) => moving.contains(name.as_str()),
+                From::Source(_) => false,
+            });
+            if is_below {
+                moving.insert(&table.name);
+            }
             let (Some(keeps), Some(kept)) = (&table.keeps, keeping.0.get_mut(&table.name)) else { continue };
             let flowed = kept.saved.watermark.max(kept.saved.clocks.watermark(patience(keeps), micros(now)));
             let due = kept.operator.due();
             let quiet_since = kept.saved.clocks.last();
             let is_quiet = keeps.watermark.idle_after.zip(quiet_since);
             let is_quiet = is_quiet.is_some_and(|(idle, last)| micros(now).saturating_sub(last) >= idle);
-            let closed = due.filter(|_| is_quiet || self.flush).map(|(_, last)| last);
+            let may_close = !has_rows && !is_below && (is_quiet || self.flush);
+            let closed = due.filter(|_| may_close).map(|(_, last)| last);
             let watermark = flowed.max(closed);
-            watermarks.closes |= due.zip(watermark).is_some_and(|((first, _), watermark)| first <= watermark);
+            if due.zip(watermark).is_some_and(|((first, _), watermark)| first <= watermark) {
+                watermarks.closes = true;
+                moving.insert(&table.name);
+            }
             if let Some(watermark) = watermark {
                 watermarks.by_table.insert(table.name.clone(), instant(watermark));
             }
@@ -238,7 +285,12 @@ impl Runner {
                     kept.operator.changes()?
                 };
                 saved.entries += rows.iter().map(|rows| rows.num_rows() as u64).sum::<u64>();
-                working.file = Some(states.save(saved, kept.operator.saved(), rows, &nonce).await?);
+                let mut written = saved.clone();
+                if !saved.after.is_empty() {
+                    // Those before are in the files that it comes after.
+                    written.closings.retain(|batch, _| *batch > kept.saved.batch);
+                }
+                working.file = Some(states.save(&written, kept.operator.saved(), rows, &nonce).await?);
                 working.file.clone()
             }
         };
@@ -246,11 +298,11 @@ impl Runner {
     }
 
     /// Takes the states back from a batch that is done.
-    pub(super) async fn keep(&mut self, mut keeping: Keeping, plan: &BatchPlan, record: &CommitRecord) {
-        // What is to be forgotten is not kept for a while.
-        let before = if plan.forget.is_some() { record.batch } else { record.batch - TIDY_AFTER };
+    pub(super) async fn keep(&mut self, mut keeping: Keeping, record: &CommitRecord) {
+        let before = record.batch - TIDY_AFTER;
         let mut is_known = true;
         for (table, kept) in &mut keeping.0 {
+            kept.left_out = false;
             let Some(working) = kept.working.take() else {
                 is_known &= record.tables.get(table).and_then(|receipt| receipt.state.as_ref()) == kept.file.as_ref();
                 continue;
@@ -268,17 +320,17 @@ impl Runner {
     }
 }
 
-/// What closed a table's windows without rows to do so; empty where its state is gone, because the table is computed again.
-async fn closings_in(states: &States, table: &str, file: &str) -> Result<BTreeMap<BatchId, Micros>> {
-    match states.load(table, file).await {
-        Ok((saved, _)) => Ok(saved.closings),
+/// What a table's state says of itself; nothing where it is gone, because the table is computed again.
+async fn saved_before(states: &States, table: &str, file: &str) -> Result<Saved> {
+    match states.saved(table, file).await {
+        Ok(saved) => Ok(saved),
         Err(error) if error.code() == Code::StateLost => {
             tracing::warn!(
                 table,
                 %error,
                 "the state is gone: windows that `--flush` or `idle_after` closed are open again until their time passes"
             );
-            Ok(BTreeMap::new())
+            Ok(Saved::default())
         }
         Err(error) => Err(error),
     }
@@ -296,10 +348,10 @@ async fn load_state(
     let meaning = remembered(table, keeps);
     let Some(file) = file else {
         let saved = Saved { meaning, ..unsaved(pipeline_id, &table.name) };
-        return Ok(Kept { operator, saved, file: None, working: None });
+        return Ok(Kept::new(operator, saved, None));
     };
     let saved = states.restore(&table.name, &file, &meaning, |rows| operator.load(rows)).await?;
-    Ok(Kept { operator, saved, file: Some(file), working: None })
+    Ok(Kept::new(operator, saved, Some(file)))
 }
 
 impl Shaping {
@@ -312,6 +364,9 @@ impl Shaping {
         dead: &mut Vec<DeadLetter>,
     ) -> Result<Rows> {
         let Some(keeps) = &table.keeps else { return Ok(self.batch_of(&table.from)) };
+        if self.keeping.get(&table.name)?.left_out {
+            return Ok(Rows::default());
+        }
         let batch_time = micros(self.context.batch_time);
         let latest = batch_time.saturating_add(keeps.watermark.max_ahead);
         let mut clocks: Clocks = self.keeping.get(&table.name)?.saved.clocks.clone();
@@ -337,17 +392,26 @@ impl Shaping {
             error
                 .with("table", &table.name)
                 .help("the table was not changed by this batch; it is tried again, with the same rows, at the next run")
-                .help(format!(
-                    "mend it under a new name: a table that takes the place of {} in the file is computed from all stored \
-                     rows, and the batch goes on",
-                    table.name
-                ))
+                .help(match obstacle(table, transform) {
+                    None => format!(
+                        "mend it under a new name: a table that takes the place of {} in the file is computed from all \
+                         stored rows, and the batch goes on",
+                        table.name
+                    ),
+                    Some(_) => format!(
+                        "mend it under a new name: a table that takes the place of {} in the file starts with this batch, \
+                         and remembers nothing of earlier ones",
+                        table.name
+                    ),
+                })
         })?;
         let Step { rows, replaced, aside, counts } = step;
         check_size(table, keeps, &*kept.operator)?;
         let mut saved = Saved { batch: context.batch, watermark: next, clocks, ..kept.saved.clone() };
         saved.after.extend(kept.file.clone());
-        if let Some(closed) = in_force.filter(|in_force| Some(*in_force) > flowed) {
+        // Only for computing it again.
+        let is_kept = obstacle(table, transform).is_none();
+        if let Some(closed) = in_force.filter(|in_force| is_kept && Some(*in_force) > flowed) {
             saved.closings.insert(context.batch, closed);
         }
         let no_rows = arrivals.iter().flatten().all(|rows| rows.num_rows() == 0);
@@ -398,32 +462,6 @@ impl Shaping {
         Ok(Stepped { rows: rows.as_ref().clone(), replaced: working.replaced })
     }
 
-    /// Takes the entries of whoever is forgotten out of what tables remember, where those are not computed again.
-    pub(super) fn forget_in_states(
-        &mut self,
-        spec: &PipelineSpec,
-        transform: &dyn Transform,
-        plan: &BatchPlan,
-    ) -> Result<()> {
-        let Some(key) = self.forgotten.clone() else { return Ok(()) };
-        let remembering =
-            spec.tables.iter().filter(|table| table.keeps.is_some() && !plan.rebuild.contains(&table.name));
-        for table in remembering {
-            let Some(mut operator) = transform.remembers(&table.name)? else { continue };
-            let kept = self.keeping.get(&table.name)?;
-            let entries = kept.operator.whole()?;
-            let holds = |name: &str| kept.operator.holds(name);
-            let left = entries.iter().map(|rows| without(rows, &key, &holds)).collect::<Result<Vec<_>>>()?;
-            operator.load(&left)?;
-            kept.operator = operator;
-            let saved = Saved { batch: plan.batch, ..kept.saved.clone() };
-            // Written whole, so that no older file is needed any more.
-            kept.file = None;
-            kept.working = Some(Working { saved, untouched: false, replaced: None, file: None });
-        }
-        Ok(())
-    }
-
     /// The change of a table whose windows are replaced.
     pub(super) fn windows(&mut self, table: &TableSpec, transform: &dyn Transform) -> Result<Option<Change>> {
         let WriteSpec::Windows { by } = &table.write else { return Ok(None) };
@@ -439,27 +477,6 @@ impl Shaping {
         let groups = groups.unwrap_or_else(|| RecordBatch::new_empty(wanted));
         Ok(Some(Change::Groups { groups, rows: self.rows_of(&table.name) }))
     }
-}
-
-/// Entries that do not have the values of a key; `holds` names the columns that keep a column of the table's input.
-fn without(rows: &RecordBatch, key: &Key, holds: &dyn Fn(&str) -> Vec<String>) -> Result<RecordBatch> {
-    let none = || BooleanArray::from(vec![false; rows.num_rows()]);
-    let mut gone = match key.values.is_empty() {
-        true => none(),
-        false => BooleanArray::from(vec![true; rows.num_rows()]),
-    };
-    for (name, value) in &key.values {
-        let mut has = none();
-        for column in holds(name) {
-            let wanted = BTreeMap::from([(column, value.clone())]);
-            if let Typed::Row(row) = typed(&rows.schema(), &wanted)? {
-                has = or(&has, &mask(rows, &row)?).context(ErrorKind::Failed, "masks cannot be joined")?;
-            }
-        }
-        gone = and(&gone, &has).context(ErrorKind::Failed, "masks cannot be joined")?;
-    }
-    let left = not(&gone).context(ErrorKind::Failed, "a mask cannot be turned around")?;
-    filter_record_batch(rows, &left).context(ErrorKind::Failed, "entries of a state could not be picked")
 }
 
 /// A receipt that says what the table remembers.
@@ -504,7 +521,8 @@ fn check_size(table: &TableSpec, keeps: &KeepsSpec, operator: &dyn Stateful) -> 
         .with("entries", size.rows)
         .help("nothing of this batch was written to it; the batch is tried again, with the same rows, at the next run")
         .help(format!(
-            "raise `state: {{limit: …}}` of {}, or let it remember less: a shorter delay, window or `within`",
+            "raise `state: {{limit: …}}` of {0}, or let it remember less (a shorter delay; for another window: change it, then \
+             tidegate rebuild FILE --table {0})",
             table.name
         )))
 }

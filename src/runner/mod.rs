@@ -128,6 +128,8 @@ pub struct Runner {
     flush_at_end: bool,
     /// Tables whose meaning may have changed, because they are computed again.
     forgive: Vec<String>,
+    /// Tables that a pending batch passes by, because they are computed again right after it.
+    left_out: Vec<String>,
     /// The key that this process forgets.
     forgetting: Option<Key>,
     /// Refresh tables that this run keeps by what changes upstream.
@@ -180,6 +182,7 @@ impl Runner {
             flush: false,
             flush_at_end: false,
             forgive: Vec::new(),
+            left_out: Vec::new(),
             forgetting: None,
             followed: BTreeMap::new(),
         }
@@ -219,6 +222,7 @@ impl Runner {
     /// Finishes a pending batch, pins the end, then runs batches until it is reached.
     async fn run_available(&mut self, summary: &mut Summary, stop: &watch::Receiver<bool>) -> Result<()> {
         self.finish_pending(summary).await?;
+        self.flush = false;
         let ends = self.ends().await?;
         loop {
             if *stop.borrow() {
@@ -230,16 +234,12 @@ impl Runner {
                     self.maintain(&record, Duration::ZERO).await;
                     summary.add(*record);
                 }
-                Stepped::Idle if std::mem::take(&mut self.flush_at_end) => {
-                    self.flush = true;
-                    let stepped = self.step(&ends).await;
+                // What one table closes may be what another one waits for: again, until nothing is open.
+                Stepped::Idle if std::mem::take(&mut self.flush_at_end) => self.flush = true,
+                Stepped::Idle => {
                     self.flush = false;
-                    if let Stepped::Ran(record) = stepped? {
-                        summary.add(*record);
-                    }
                     return Ok(());
                 }
-                Stepped::Idle => return Ok(()),
             }
         }
     }

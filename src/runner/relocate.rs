@@ -11,7 +11,7 @@ use arrow::record_batch::RecordBatch;
 
 use super::rebuild::obstacle;
 use super::{Runner, halted};
-use crate::config::spec::{From, PipelineSpec};
+use crate::config::spec::{From, PipelineSpec, TableSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::batch::{BatchId, BatchPlan, CommitRecord};
 use crate::model::offset::{Incarnations, OffsetRanges, Offsets, Range};
@@ -90,9 +90,13 @@ impl Runner {
 
     /// Tables that remember rows which are read again: they are computed again from what stays.
     pub fn rebuilt_by(&self, moved: &BTreeMap<String, OffsetRanges>) -> Result<Vec<String>> {
-        let goes_back = moved.values().flat_map(|ranges| ranges.0.values()).any(|range| range.until < range.from);
-        let remembering: Vec<_> =
-            self.parts.spec.tables.iter().filter(|table| goes_back && table.keeps.is_some()).collect();
+        let is_back = |ranges: &OffsetRanges| ranges.0.values().any(|range| range.until < range.from);
+        let goes_back: Vec<&String> =
+            moved.iter().filter(|(_, ranges)| is_back(ranges)).map(|(name, _)| name).collect();
+        let spec = &self.parts.spec;
+        let reads_again =
+            |table: &&TableSpec| table.keeps.is_some() && goes_back.iter().any(|source| reads(spec, table, source));
+        let remembering: Vec<_> = spec.tables.iter().filter(reads_again).collect();
         let obstacles: Vec<String> =
             remembering.iter().filter_map(|table| obstacle(table, &*self.parts.transform)).collect();
         if obstacles.is_empty() {
@@ -115,7 +119,8 @@ impl Runner {
             OffsetRanges(ranges.0.iter().map(|(partition, range)| (partition.clone(), stays(range))).collect())
         };
         let sources = moved.iter().map(|(name, ranges)| (name.clone(), stay(ranges))).collect();
-        let plan = BatchPlan { sources, moved, rebuild, ..self.empty_plan(last + 1).await? };
+        let since = self.since(&rebuild).await?;
+        let plan = BatchPlan { sources, moved, rebuild, since, ..self.empty_plan(last + 1).await? };
         let record = self.carry_by_hand(plan, started).await?;
         self.acknowledge().await;
         Ok(record)
@@ -170,6 +175,16 @@ fn trim(spec: &PipelineSpec, table: &str, moved: &BTreeMap<String, OffsetRanges>
 }
 
 /// The source at the root of a table.
+/// Whether rows of a source have a part in the rows of a table.
+fn reads(spec: &PipelineSpec, table: &TableSpec, source: &str) -> bool {
+    table.inputs().into_iter().any(|from| match from {
+        From::Source(name) => name == source,
+        From::Table(name) => {
+            spec.tables.iter().find(|table| table.name == *name).is_some_and(|table| reads(spec, table, source))
+        }
+    })
+}
+
 fn source_of<'a>(spec: &'a PipelineSpec, table: &str) -> Option<&'a str> {
     let mut name = table;
     // As many steps as there are tables: a cycle was refused long ago.

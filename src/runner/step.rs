@@ -8,7 +8,10 @@ use tracing::{debug, info_span};
 
 use super::bronze::{BRONZE, Delivered};
 use super::event::{Event, Finished};
+use super::forget::removed_and_added;
 use super::keeping::with_state;
+use super::letters::Known;
+use super::rebuild::obstacle;
 use super::refresh::Upstream;
 use super::shaping::{Rows, Shaping, dead_letters_come_first, deferred};
 use super::{KEEP_BATCHES, PRUNE_EVERY, Position, Runner, Stepped, app_id};
@@ -102,7 +105,7 @@ impl Runner {
         ends: &BTreeMap<String, Offsets>,
         phases: &mut Phases,
     ) -> Result<Option<BatchPlan>> {
-        self.ensure_keeping(&[]).await?;
+        self.ensure_keeping(&[], None).await?;
         let newcomers = self.newcomers();
         match newcomers.is_empty() {
             true => self.plan(batch, ends, phases).await,
@@ -124,10 +127,11 @@ impl Runner {
             bounded.iter().map(|(name, bounded)| (name.clone(), bounded.ranges.clone())).collect();
         // A position that a loss moved is made durable at once, or what is appended meanwhile could pass for lost too.
         let is_moved = bounded.values().flat_map(|bounded| &bounded.lost).any(|loss| !loss.is_gone());
-        self.ensure_keeping(&[]).await?;
+        self.ensure_keeping(&[], None).await?;
         let batch_time = self.parts.clock.now();
-        let watermarks = self.watermarks(batch_time);
-        if sources.values().all(OffsetRanges::is_empty) && !is_moved && !watermarks.closes {
+        let has_rows = !sources.values().all(OffsetRanges::is_empty);
+        let watermarks = self.watermarks(batch_time, has_rows);
+        if !has_rows && !is_moved && !watermarks.closes {
             return Ok(None);
         }
         let nothing = self.empty_plan(batch).await?;
@@ -188,6 +192,20 @@ impl Runner {
         skipped
     }
 
+    /// Tables that remember and are computed from what is stored once the batch is done: those that were not in the file when
+    /// it was planned, new ones in a batch that an operator made, and those that are to be computed again.
+    fn passed_by(&self, plan: &BatchPlan) -> Vec<String> {
+        let newcomers = if plan.is_by_hand() { self.newcomers() } else { Vec::new() };
+        let was_there = |name: &String| plan.meaning.is_empty() || plan.meaning.contains_key(name);
+        let is_passed_by = |table: &&TableSpec| {
+            table.keeps.is_some()
+                && !plan.rebuild.contains(&table.name)
+                && (!was_there(&table.name) || newcomers.contains(&table.name) || self.left_out.contains(&table.name))
+                && obstacle(table, &*self.parts.transform).is_none()
+        };
+        self.parts.spec.tables.iter().filter(is_passed_by).map(|table| table.name.clone()).collect()
+    }
+
     /// Reads, shapes, applies and commits a planned batch.
     async fn finish(&mut self, plan: &BatchPlan, mut phases: Phases, started: Instant) -> Result<CommitRecord> {
         // Before anything is written: a plan that does not continue the position goes no further.
@@ -201,8 +219,11 @@ impl Runner {
         let shaping_started = Instant::now();
         fail::hit(fail::SHAPE)?;
         let lookups = self.load_lookups(plan).await?;
-        self.ensure_keeping(&plan.rebuild).await?;
-        let keeping = self.keeping.take().unwrap_or_default();
+        let again = [plan.rebuild.as_slice(), &self.left_out].concat();
+        self.ensure_keeping(&again, plan.forget.as_ref().map(|_| plan.batch)).await?;
+        let passed_by = self.passed_by(plan);
+        let mut keeping = self.keeping.take().unwrap_or_default();
+        keeping.leave_out(&passed_by);
         let mut shaping = if let Some(letters) = &plan.letters {
             let mut shaping = self.shape_letters(plan, letters, &lookups).await?.remembering(keeping, plan);
             if plan.has_rows() {
@@ -218,7 +239,7 @@ impl Runner {
         } else if plan.is_by_hand() {
             let mut shaping = Shaping::empty(&BatchContext::live(plan)).remembering(keeping, plan);
             shaping.forgotten = self.key_of(plan).await?;
-            shaping.forget_in_states(&self.parts.spec, &*self.parts.transform, plan)?;
+            shaping.forget_in_states(&*self.parts.transform, plan)?;
             shaping
         } else {
             let (spec, transform) = (self.parts.spec.clone(), self.parts.transform.clone());
@@ -255,7 +276,7 @@ impl Runner {
             committed_at: self.parts.clock.now(),
         };
         self.parts.log.commit(&record).await?;
-        self.keep(std::mem::take(&mut shaping.keeping), plan, &record).await;
+        self.keep(std::mem::take(&mut shaping.keeping), &record).await;
         debug!(milliseconds = committing.elapsed().as_millis() as u64, "commit record written");
         Ok(record)
     }
@@ -347,9 +368,16 @@ impl Runner {
         let change = match shaping.settled.take() {
             // Once it carries the batch, nobody asks what would change.
             Some(settled) if !self.carries(&dead_letters.table, plan) => self.settle(settled, rows).await?,
-            _ if plan.forget.is_some() => self.removal(&dead_letters.table, plan, shaping.forgotten.as_ref()).await?,
+            _ if plan.forget.is_some() => {
+                let removal = self.removal(&dead_letters.table, plan, shaping.forgotten.as_ref()).await?;
+                match self.carries(&dead_letters.table, plan) {
+                    true => removal,
+                    // Without the rows that went, others may have come too late.
+                    false => removed_and_added(removal, self.unknown_letters(rows, Known::Any).await?),
+                }
+            }
             _ if !plan.rebuild.is_empty() && !self.carries(&dead_letters.table, plan) => {
-                let rows = self.unknown_letters(rows).await?;
+                let rows = self.unknown_letters(rows, Known::Any).await?;
                 self.without_rows_after(&dead_letters.table, plan, rows)
             }
             _ => self.without_rows_after(&dead_letters.table, plan, rows),

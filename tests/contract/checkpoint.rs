@@ -29,6 +29,7 @@ fn plan(batch: BatchId, run_id: &str) -> BatchPlan {
         moved: BTreeMap::new(),
         letters: None,
         rebuild: Vec::new(),
+        since: BTreeMap::new(),
         forget: None,
         lost: BTreeMap::new(),
         incarnations: BTreeMap::new(),

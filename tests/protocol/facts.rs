@@ -49,6 +49,7 @@ fn batch_plan(plan: Plan) -> BatchPlan {
         skipped: BTreeMap::new(),
         letters: None,
         rebuild: Vec::new(),
+        since: BTreeMap::new(),
         forget: None,
         moved: if plan.is_move { by_source(ranges(plan)) } else { BTreeMap::new() },
         lost: BTreeMap::new(),

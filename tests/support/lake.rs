@@ -31,6 +31,19 @@ pub fn read_table(path: &Path, sql: &str) -> Vec<RecordBatch> {
     outcome.unwrap_or_else(|cause| panic!("cannot read {}: {cause}\n  {sql}", path.display()))
 }
 
+/// Changes rows as others would, with the `deltalake` crate: columns and what they become, where `predicate` holds.
+pub fn change(path: &Path, columns: &[(&str, &str)], predicate: &str) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let url = url::Url::from_directory_path(path).expect("absolute");
+        let table = deltalake::open_table(url).await.expect("a table");
+        let update = table.update().with_predicate(predicate);
+        let update = columns.iter().fold(update, |update, (column, value)| update.with_update(*column, *value));
+        let (_, metrics) = update.await.expect("changed");
+        assert_ne!(metrics.num_updated_rows, 0, "nothing was changed by {predicate}");
+    });
+}
+
 /// The rows of `sql` as sorted lines: values parted by `|`, times in microseconds, decimals in their smallest unit, bytes
 /// in hexadecimal. JSON in `_rescued` is parsed and written again, because its spelling is nobody's promise.
 pub fn lines(path: &Path, sql: &str) -> Vec<String> {

@@ -36,6 +36,8 @@ struct Account {
     tables: BTreeMap<String, Counted>,
     /// Tables that are recomputed when another is touched.
     recomputed: BTreeSet<String>,
+    /// Entries that tables remember beside their rows and that nobody computes again, by table.
+    states: BTreeMap<String, u64>,
     /// What the sources still hold; `None` = they were not asked.
     sources: Option<BTreeMap<String, Vec<Still>>>,
     /// Sources without a column of the key.
@@ -52,9 +54,9 @@ struct Account {
 }
 
 impl Account {
-    /// Whether no row, no letter and no remembered delete would go.
+    /// Whether no row, no letter, no remembered delete and no entry would go.
     fn is_empty(&self) -> bool {
-        self.tables.values().all(Counted::is_nothing)
+        self.tables.values().all(Counted::is_nothing) && self.states.values().all(|entries| *entries == 0)
     }
 
     /// The tables whose old files may hold the person: those that are touched, and those that are recomputed.
@@ -108,6 +110,7 @@ pub(super) async fn forget(global: &Global, args: &ForgetArgs) -> Result<Outcome
             digest: account.key.digest(),
             columns: account.key.columns(),
             tables: account.tables.clone(),
+            states: account.states.clone(),
             sources: account.sources.clone(),
             vacuum: args.vacuum,
         };
@@ -186,7 +189,10 @@ async fn account(
 ) -> Result<Account> {
     key.records = runner.records_in_tables(&key).await?;
     let mut shares = runner.shares(&key).await?;
-    check_columns(runner, &shares, &key).await?;
+    let mut states = runner.remembered_of(&key).await?;
+    if states.values().all(|entries| *entries == 0) {
+        check_columns(runner, &shares, &key).await?;
+    }
     let absent: BTreeSet<String> =
         shares.iter().filter(|(_, share)| **share == Share::Absent).map(|(name, _)| name.clone()).collect();
     let is_absent = |name: &String| absent.contains(name);
@@ -208,7 +214,8 @@ async fn account(
     let goes = shares.iter().filter(|(name, _)| !is_refresh(name));
     let tables: BTreeMap<String, Counted> =
         goes.filter_map(|(name, share)| Some((name.clone(), counted(share, key.containing)?))).collect();
-    let recomputed = runner.recomputed(tables.keys());
+    let recomputed = runner.recomputed(&tables);
+    states.retain(|name, _| is_asked(name) && !recomputed.contains(name));
     let changed = tables.keys().chain(&recomputed).filter(|name| !is_absent(name));
     let traces = runner.traces(changed, &key.columns()).await?;
     let mute = mute(&spec, &key);
@@ -222,6 +229,7 @@ async fn account(
         shares,
         tables,
         recomputed,
+        states,
         sources,
         mute,
         left_out,

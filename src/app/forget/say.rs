@@ -8,7 +8,7 @@ use super::super::Outcome;
 use super::super::output::{aligned, counted, file_argument, grouped, quoted};
 use super::{Account, Done};
 use crate::cli::{ForgetArgs, Global};
-use crate::config::spec::{From, PipelineSpec, SHORTEST_RETENTION, TableSpec};
+use crate::config::spec::{From, PipelineSpec, SHORTEST_RETENTION};
 use crate::error::{Error, ErrorKind};
 use crate::model::batch::{BatchId, FORMAT_VERSION};
 use crate::model::forget::Still;
@@ -194,7 +194,7 @@ fn condition(account: &Account) -> String {
 /// What happens to one table, and why it matters where nothing does.
 fn verdict(account: &Account, name: &str, share: &Share) -> String {
     match share {
-        Share::Holds(_) if account.recomputed.contains(name) => RECOMPUTED.to_string(),
+        Share::Holds(_) if account.recomputed.contains(name) => recomputed(account, name).to_string(),
         Share::Holds(_) if !account.tables.contains_key(name) => {
             "stays: it is computed from tables without the column; forget by a column that they have".to_string()
         }
@@ -219,7 +219,12 @@ fn verdict(account: &Account, name: &str, share: &Share) -> String {
     }
 }
 
-const RECOMPUTED: &str = "recomputed for the groups that are touched";
+fn recomputed(account: &Account, name: &str) -> &'static str {
+    match account.spec.tables.iter().any(|table| table.name == name && table.keeps.is_some()) {
+        true => "computed again from the rows that stay, as far back as they go",
+        false => "recomputed for the groups that are touched",
+    }
+}
 
 fn lacking(has: &[String], lacks: &[String]) -> String {
     match has.is_empty() {
@@ -230,18 +235,18 @@ fn lacking(has: &[String], lacks: &[String]) -> String {
 
 fn consequence(account: &Account, name: &str) -> &'static str {
     if account.recomputed.contains(name) {
-        return RECOMPUTED;
+        return recomputed(account, name);
     }
     "stays, its rows cannot be told apart; a PROBLEM if another column names the person"
 }
 
 /// What tables remember beside their rows, and nobody computes again.
 fn remembered(account: &Account) -> String {
-    let stays = |table: &&TableSpec| table.keeps.is_some() && !account.recomputed.contains(&table.name);
-    let line = |table: &TableSpec| {
-        format!("what {} remembers between batches loses the entries that have the columns\n", table.name)
+    let has = account.states.iter().filter(|(_, entries)| **entries > 0);
+    let line = |(name, entries): (&String, &u64)| {
+        format!("what {name} remembers between batches loses {}\n", counted(*entries, "entry", "entries"))
     };
-    account.spec.tables.iter().filter(stays).map(line).collect()
+    has.map(line).collect()
 }
 
 fn sources(account: &Account) -> String {
@@ -340,7 +345,7 @@ fn report(account: &Account, status: &str, done: &Done) -> Value {
     json!({
         "version": 1, "status": status, "pipeline": account.spec.name, "columns": account.key.columns(),
         "tables": account.shares.iter().map(table).collect::<Vec<_>>(),
-        "recomputed": account.recomputed, "sources": account.sources, "sources_without_column": account.mute,
+        "recomputed": account.recomputed, "states": account.states, "sources": account.sources, "sources_without_column": account.mute,
         "left_out": account.left_out, "owed": account.owed, "unfinished_backfill": account.is_deriving,
         "batch": done.batch, "receipt": done.receipt, "receipt_at": done.kept_at,
         "vacuumed": done.vacuumed.as_ref().map(vacuumed_json),

@@ -213,6 +213,7 @@ async fn give_tables(
         moved: BTreeMap::new(),
         letters: None,
         rebuild: Vec::new(),
+        since: BTreeMap::new(),
         forget: None,
         incarnations: BTreeMap::new(),
         lost: BTreeMap::new(),

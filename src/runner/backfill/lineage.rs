@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::config::spec::{From, PipelineSpec, SourceKind, TableSpec, WriteSpec};
 use crate::error::{Error, ErrorKind, Result};
+use crate::runner::rebuild::obstacle;
 use crate::transform::Transform;
 
 /// The way of a table's rows.
@@ -39,11 +40,18 @@ pub fn lineage(
     table: &TableSpec,
 ) -> std::result::Result<Lineage, String> {
     if remembers(spec, table) {
-        return Err(
-            "what it remembers has a part in its rows; the whole table can be computed again: tidegate rebuild FILE \
-                    --table NAME"
-                .to_owned(),
-        );
+        return Err(match obstacle(table, transform) {
+            None => format!(
+                "what it remembers has a part in its rows; the whole table can be computed again: tidegate rebuild FILE \
+                 --table {}",
+                table.name
+            ),
+            Some(_) => {
+                "what it or a table above it remembers has a part in its rows: they do not follow from the rows of a \
+                        day"
+                .to_owned()
+            }
+        });
     }
     let mut chain = vec![table.name.clone()];
     let mut at = table;
@@ -107,7 +115,7 @@ pub fn choose_from_topics(spec: &PipelineSpec, transform: &dyn Transform, names:
     let all: Vec<&TableSpec> = spec.tables.iter().filter(|table| is_bronze(table)).collect();
     let is_of_bronze = |name: &String| all.iter().any(|table| table.name == *name);
     let (named, derived): (Vec<String>, Vec<String>) = names.iter().cloned().partition(is_of_bronze);
-    let has_more = spec.tables.iter().any(|table| !is_bronze(table));
+    let has_more = spec.tables.iter().any(|table| !is_bronze(table) && !remembers(spec, table));
     let derived = match names.is_empty() {
         true if !has_more => Vec::new(),
         false if derived.is_empty() => Vec::new(),
@@ -169,9 +177,17 @@ pub fn choose(spec: &PipelineSpec, transform: &dyn Transform, names: &[String]) 
     };
     let chosen: Vec<&TableSpec> = spec.tables.iter().filter(wanted).collect();
     if chosen.is_empty() {
-        return Err(usage(
-            "the pipeline has no table that is fed by another one: there is nothing to derive".to_owned(),
-        ));
+        let left: Vec<&TableSpec> = spec.tables.iter().filter(|table| !is_bronze(table)).collect();
+        if left.is_empty() {
+            return Err(usage(
+                "the pipeline has no table that is fed by another one: there is nothing to derive".to_owned(),
+            ));
+        }
+        let text = "every table that is fed by another one remembers: its rows do not follow from the rows of a day";
+        let again = left.iter().filter(|table| obstacle(table, transform).is_none());
+        let help =
+            again.map(|table| format!("to compute all of it again: tidegate rebuild FILE --table {}", table.name));
+        return Err(help.fold(usage(text.to_owned()), Error::help));
     }
     let chosen_names: BTreeSet<&str> = chosen.iter().map(|table| table.name.as_str()).collect();
     // Groups that a row leaves are found where it was changed: later, nobody could tell them.

@@ -42,7 +42,8 @@ impl Runner {
     pub(in crate::runner) async fn close_forget(&mut self, plan: &BatchPlan, record: &CommitRecord) -> Result<()> {
         let Some(what) = &plan.forget else { return Ok(()) };
         if let Some(key) = self.find_key(&what.digest).await? {
-            let recomputed = self.recomputed(what.tables.keys());
+            self.tidy_states(plan, record).await?;
+            let recomputed = self.recomputed(&what.tables);
             let tables: Vec<String> = what.tables.keys().cloned().chain(recomputed).collect();
             let traces = self.traces(&tables, &what.columns).await?;
             let receipt = self.receipt(plan, what, &key, record, &traces);
@@ -94,7 +95,7 @@ impl Runner {
             self.say_when_files_leave(&mut entry, name, what, record.committed_at);
             entry
         });
-        let recomputed = self.recomputed(what.tables.keys());
+        let recomputed = self.recomputed(&what.tables);
         let recomputed = recomputed.iter().map(|name| {
             let receipt = record.tables.get(name).cloned().unwrap_or_default();
             let count = |rows: u64| if receipt.already_applied { Value::Null } else { rows.into() };
@@ -120,6 +121,7 @@ impl Runner {
             },
             "tables": tables.collect::<Vec<_>>(),
             "recomputed": recomputed.collect::<Vec<_>>(),
+            "states": what.states,
             "sources": what.sources,
             "notes": [
                 "records that a source still holds bring the rows back if they are read again (offsets rewind, a backfill \

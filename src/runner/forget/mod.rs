@@ -6,6 +6,7 @@
 
 mod account;
 mod close;
+mod states;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use super::step::Phases;
 use crate::config::spec::{From, PipelineSpec, WriteSpec};
 use crate::error::{Context, ErrorKind, Result};
 use crate::model::batch::{BatchPlan, CommitRecord};
-use crate::model::forget::{Forget, Key};
+use crate::model::forget::{Counted, Forget, Key};
 use crate::model::offset::{Offset, Partition};
 use crate::source::column;
 use crate::table::{Change, Removal};
@@ -31,12 +32,10 @@ use crate::transform::Transform;
 use crate::transform::forget::Typed;
 
 /// Tables that are recomputed when these lose rows, and those that are recomputed then.
-fn recomputed<'a>(
-    spec: &PipelineSpec,
-    transform: &dyn Transform,
-    tables: impl IntoIterator<Item = &'a String>,
-) -> BTreeSet<String> {
-    let mut touched: BTreeSet<&str> = tables.into_iter().map(String::as_str).collect();
+fn recomputed(spec: &PipelineSpec, transform: &dyn Transform, tables: &BTreeMap<String, Counted>) -> BTreeSet<String> {
+    let mut touched: BTreeSet<&str> = tables.keys().map(String::as_str).collect();
+    let mut losing: BTreeSet<&str> =
+        tables.iter().filter(|(_, counted)| counted.rows > 0).map(|(name, _)| name.as_str()).collect();
     let mut recomputed = BTreeSet::new();
     for table in &spec.tables {
         if let (WriteSpec::Refresh { .. }, From::Table(upstream)) = (&table.write, &table.from)
@@ -47,10 +46,11 @@ fn recomputed<'a>(
         }
         // What it remembers of the person goes with all the rest, and is worked in again without.
         if let (Some(_), From::Table(upstream)) = (&table.keeps, &table.from)
-            && touched.contains(upstream.as_str())
+            && losing.contains(upstream.as_str())
             && obstacle(table, transform).is_none()
         {
             touched.insert(&table.name);
+            losing.insert(&table.name);
             recomputed.insert(table.name.clone());
         }
     }
@@ -59,7 +59,7 @@ fn recomputed<'a>(
 
 impl Runner {
     /// See [`recomputed`].
-    pub fn recomputed<'a>(&self, tables: impl IntoIterator<Item = &'a String>) -> BTreeSet<String> {
+    pub fn recomputed(&self, tables: &BTreeMap<String, Counted>) -> BTreeSet<String> {
         recomputed(&self.parts.spec, &*self.parts.transform, tables)
     }
 
@@ -68,10 +68,12 @@ impl Runner {
         let started = Instant::now();
         let last = self.standing().await?.last;
         self.ensure_observed().await?;
-        let recomputed = self.recomputed(what.tables.keys());
+        let recomputed = self.recomputed(&what.tables);
         let remembering = self.parts.spec.tables.iter().filter(|table| table.keeps.is_some());
-        let rebuild = remembering.map(|table| table.name.clone()).filter(|name| recomputed.contains(name)).collect();
-        let plan = BatchPlan { forget: Some(what), rebuild, ..self.empty_plan(last + 1).await? };
+        let rebuild = remembering.map(|table| table.name.clone()).filter(|name| recomputed.contains(name));
+        let rebuild: Vec<String> = rebuild.collect();
+        let since = self.since(&rebuild).await?;
+        let plan = BatchPlan { forget: Some(what), rebuild, since, ..self.empty_plan(last + 1).await? };
         self.parts.log.keep_key(key).await?;
         self.forgetting = Some(key.clone());
         let plan = match self.try_claim(plan).await? {
@@ -124,6 +126,15 @@ impl Runner {
         };
         let records = if is_dead_letters { None } else { coordinates(&key.records)? };
         Ok(rows.map_or(nothing, |rows| Change::Remove(Removal { rows, records })))
+    }
+}
+
+/// Dead letters that go, and new ones, in one change.
+pub(super) fn removed_and_added(removal: Change, rows: Vec<RecordBatch>) -> Change {
+    match removal {
+        _ if rows.iter().all(|rows| rows.num_rows() == 0) => removal,
+        Change::Remove(Removal { rows: groups, .. }) => Change::Groups { groups, rows },
+        _ => Change::Rows(rows),
     }
 }
 

@@ -30,6 +30,15 @@ pub fn most_letters() -> usize {
     fail::often(2_000, 3)
 }
 
+/// Which letters of the table stand for a new one of the same row and rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    /// Open ones.
+    Open,
+    /// All, also those that were replayed or given up: the row was judged before.
+    Any,
+}
+
 /// What a replay would do now.
 #[derive(Debug, Default)]
 pub struct Outlook {
@@ -113,18 +122,19 @@ impl Runner {
     /// The change of the dead-letter table: letters with their new status, and `new` ones, unless the table has them.
     pub(super) async fn settle(&mut self, settled: Settled, new: Vec<RecordBatch>) -> Result<Change> {
         let Settled { keys: groups, mut rows } = settled;
-        rows.extend(self.unknown_letters(new).await?);
+        rows.extend(self.unknown_letters(new, Known::Open).await?);
         Ok(Change::Groups { groups, rows })
     }
 
-    /// Leaves out letters that are in the table, open: of a record that makes several rows, some may be there.
-    pub(super) async fn unknown_letters(&mut self, rows: Vec<RecordBatch>) -> Result<Vec<RecordBatch>> {
+    /// Leaves out letters that are in the table: of a record that makes several rows, some may be there.
+    pub(super) async fn unknown_letters(&mut self, rows: Vec<RecordBatch>, known: Known) -> Result<Vec<RecordBatch>> {
         let name = self.dead_letter_table()?;
         let mut unknown = Vec::with_capacity(rows.len());
         for batch in rows {
             let ids = batch.project(&[0]).context(ErrorKind::Failed, "ids could not be picked")?;
             let found = self.table(&name)?.read(&letter::light_columns(), Some(&ids)).await?;
-            let open = letter::read(&found)?.into_iter().filter(|letter| letter.status == Status::Open);
+            let is_known = |letter: &Letter| known == Known::Any || letter.status == Status::Open;
+            let open = letter::read(&found)?.into_iter().filter(is_known);
             let open: std::collections::HashSet<String> = open.map(|letter| letter.id).collect();
             let ids: &StringArray = ids.column(0).as_string();
             let is_new: BooleanArray = ids.iter().map(|id| Some(id.is_none_or(|id| !open.contains(id)))).collect();

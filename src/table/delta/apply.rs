@@ -333,6 +333,11 @@ impl DeltaLakeTable {
                 let receipt = Receipt { inserted, deleted, ..Receipt::default() };
                 Ok(Prepared { removes, adds, receipt, operation: merge(&by) })
             }
+            // Carries the batch, and nothing else.
+            (WriteMode::Refresh { by }, Change::Rows(rows)) if count(rows) == 0 => {
+                let (removes, adds) = (Vec::new(), Vec::new());
+                Ok(Prepared { removes, adds, receipt: Receipt::default(), operation: merge(&by) })
+            }
             (mode, _) => Err(Error::failed(format!(
                 "table {} does not take this kind of change: {mode:?}",
                 self.definition.name

@@ -19,6 +19,7 @@ mod account;
 #[cfg(feature = "failpoints")]
 mod crashes;
 mod kafka;
+mod remembered;
 mod tables;
 mod ways_back;
 

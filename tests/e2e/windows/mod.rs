@@ -4,6 +4,7 @@
 //! `TIDEGATE_WINDOW_CASES` (default 40) and `TIDEGATE_SEED` make the random histories more or different;
 //! `TIDEGATE_WINDOW_CASE=N` runs the Nth alone.
 
+mod aside;
 mod contract;
 #[cfg(feature = "failpoints")]
 mod history;

@@ -169,7 +169,8 @@ impl Table {
 
     /// Works a batch in. `closings` = what was closed by hand or for want of rows is closed.
     pub fn work(&mut self, plan: &Plan, files: &Files, flush: bool, closings: bool) {
-        let in_force = self.in_force(plan.time, flush, closings);
+        // What comes with rows is not closed by hand: they would be late.
+        let in_force = self.in_force(plan.time, flush, closings && plan.ranges.is_empty());
         self.close(in_force);
         let latest = plan.time + self.rules.max_ahead;
         let judged = in_force.filter(|_| self.ever_closes());

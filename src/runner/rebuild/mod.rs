@@ -3,38 +3,33 @@
 //!
 //! It is a batch of the pipeline's own log that reads nothing from a source: killed anywhere, the next run finishes it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod newest;
+mod stored;
+
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
-use arrow::array::{Array, AsArray, Int64Array, RecordBatch, UInt32Array};
-use arrow::compute::{concat_batches, filter_record_batch, take_record_batch};
-use arrow::datatypes::{Int64Type, SchemaRef, TimestampMicrosecondType};
-use arrow::row::{OwnedRow, RowConverter, SortField};
+use arrow::array::RecordBatch;
+use arrow::compute::{concat_batches, filter_record_batch};
+use arrow::datatypes::SchemaRef;
+use arrow::row::{RowConverter, SortField};
 use chrono::DateTime;
 
-use super::Runner;
+use self::newest::Newest;
+use self::stored::{Stored, by_batch};
 use super::keeping::Stepped;
 use super::shaping::{Rows, Shaping};
 use super::step::{Phases, blocking};
-
+use super::{Runner, Summary};
 use crate::config::spec::{From, OperatorSpec, TableSpec, WriteSpec};
 use crate::error::{Code, Context, Error, ErrorKind, Result};
 use crate::model::batch::{BatchId, BatchPlan, CommitRecord};
 use crate::model::window::Micros;
 use crate::table::Change;
-use crate::transform::decode::added::{BATCH_ID, INGESTED_AT};
-use crate::transform::expect::in_source_order;
+use crate::transform::decode::added::INGESTED_AT;
 use crate::transform::stateful::conform;
 use crate::transform::{BatchContext, DeadLetter, Inputs, Transform};
-
-/// Batches of the upstream are read together as long as they have fewer rows than this.
-const ROWS_AT_ONCE: usize = 250_000;
-/// The most batches that are read together.
-const BATCHES_AT_ONCE: usize = 256;
-
-/// Replaced rows are held up to this many.
-const FEW_ROWS: usize = 100_000;
 
 /// Why a table cannot be computed again from what is stored; `None` = it can.
 pub fn obstacle(table: &TableSpec, transform: &dyn Transform) -> Option<String> {
@@ -75,13 +70,22 @@ impl Runner {
     /// Computes tables again: plans the batch that says so, and carries it through. A change of what they mean takes effect.
     pub async fn rebuild(&mut self, tables: Vec<String>) -> Result<CommitRecord> {
         let started = Instant::now();
-        let last = self.standing_for(&tables).await?;
-        let plan = self.rebuild_plan(last + 1, tables).await?;
+        (self.forgive, self.left_out) = (tables.clone(), tables.clone());
+        let last = self.last_done().await;
+        (self.forgive, self.left_out) = (Vec::new(), Vec::new());
+        let plan = self.rebuild_plan(last?, tables).await?;
         self.carry_through(plan, false, Phases::default(), started, &BTreeMap::new()).await
     }
 
+    /// The batch after the last one that is done. A pending one is finished first, without the tables that are computed
+    /// again: what they remember may be why it was not.
+    async fn last_done(&mut self) -> Result<BatchId> {
+        self.finish_pending(&mut Summary::default()).await?;
+        Ok(self.standing().await?.last + 1)
+    }
+
     /// Tables that remember, have joined a pipeline that has run, and can catch up from what is stored.
-    pub(super) fn newcomers(&mut self) -> Vec<String> {
+    pub(super) fn newcomers(&self) -> Vec<String> {
         let has_run = self.position.as_ref().is_some_and(|position| position.last.is_some());
         let Some(keeping) = self.keeping.as_ref().filter(|_| has_run) else { return Vec::new() };
         let tables = self.parts.spec.tables.iter();
@@ -93,7 +97,8 @@ impl Runner {
 
     /// Plans a batch that computes tables again.
     pub(super) async fn rebuild_plan(&mut self, batch: BatchId, tables: Vec<String>) -> Result<BatchPlan> {
-        let plan = BatchPlan { rebuild: tables, ..self.empty_plan(batch).await? };
+        let since = self.since(&tables).await?;
+        let plan = BatchPlan { rebuild: tables, since, ..self.empty_plan(batch).await? };
         self.claim(plan).await
     }
 
@@ -127,7 +132,7 @@ impl Runner {
         };
         let start = aggregate.window.map(|_| "window_start".to_string());
         let by: Vec<String> = aggregate.by.iter().cloned().chain(start).collect();
-        let stored = self.table(&table.name)?.groups(&by).await?;
+        let stored = self.stored_windows(table, &by, plan.since.get(&table.name).copied()).await?;
         let schema = stored.schema();
         let mut keys = vec![stored];
         keys.extend(conform(&rows, &schema)?);
@@ -147,33 +152,31 @@ impl Runner {
         let closings = shaping.keeping.restart(&table.name, &*self.parts.transform)?;
         let schema = self.parts.transform.schema(upstream);
         let columns: Vec<String> = schema.fields().iter().map(|field| field.name().clone()).collect();
-        let ids = self.table(upstream)?.groups(&[BATCH_ID.to_string()]).await?;
-        let ids: BTreeSet<BatchId> = ids.column(0).as_primitive::<Int64Type>().iter().flatten().collect();
-        let ids: Vec<BatchId> = ids.into_iter().filter(|id| *id < plan.batch).collect();
+        let mut restored = self.restored(upstream, &schema, &columns).await?;
+        let mut stored = Stored::of(&mut **self.table(upstream)?, plan.batch).await?;
         let mut newest = Newest::default();
         let mut dead = Vec::new();
         let mut closings = closings.into_iter().peekable();
-        let (mut read, mut at_once) = (0, 1);
-        while read < ids.len() {
-            let some = &ids[read..(read + at_once).min(ids.len())];
-            read += some.len();
-            let wanted = Arc::new(Int64Array::from(some.to_vec())) as arrow::array::ArrayRef;
-            let wanted = RecordBatch::try_from_iter([(BATCH_ID, wanted)]);
-            let wanted = wanted.context(ErrorKind::Failed, "batch numbers are a column")?;
-            let rows = self.table(upstream)?.read(&columns, Some(&wanted)).await?;
-            let count: usize = rows.iter().map(RecordBatch::num_rows).sum();
-            at_once = if count < ROWS_AT_ONCE / 2 { (2 * at_once).min(BATCHES_AT_ONCE) } else { (at_once / 2).max(1) };
+        let mut last = None;
+        while let Some((some, rows)) = stored.next(&mut **self.table(upstream)?, &columns).await? {
             let mut by_batch = by_batch(&schema, rows)?;
             for id in some {
-                let Some((batch_time, rows)) = by_batch.remove(id) else { continue };
-                while let Some((batch, closed)) = closings.next_if(|(batch, _)| batch < id) {
+                let Some((batch_time, rows)) = by_batch.remove(&id) else { continue };
+                while let Some((batch, closed)) = closings.next_if(|(batch, _)| *batch < id) {
                     let past = Past { batch, batch_time: None, closed: Some(closed), rows: Vec::new() };
                     newest.take(self.step_again(table, upstream, past, shaping, lookups, &mut dead).await?)?;
                 }
-                let closed = closings.next_if(|(batch, _)| batch == id).map(|(_, closed)| closed);
-                let past = Past { batch: *id, batch_time: Some(batch_time), closed, rows };
+                let closed = closings.next_if(|(batch, _)| *batch == id).map(|(_, closed)| closed);
+                let rows = restored.joined_to(rows)?;
+                let past = Past { batch: id, batch_time: Some(batch_time), closed, rows };
                 newest.take(self.step_again(table, upstream, past, shaping, lookups, &mut dead).await?)?;
+                last = Some(id);
             }
+        }
+        let rows = restored.rest()?;
+        if !rows.is_empty() {
+            let past = Past { batch: last.unwrap_or_default(), batch_time: None, closed: None, rows };
+            newest.take(self.step_again(table, upstream, past, shaping, lookups, &mut dead).await?)?;
         }
         for (batch, closed) in closings {
             let past = Past { batch, batch_time: None, closed: Some(closed), rows: Vec::new() };
@@ -211,19 +214,6 @@ impl Runner {
         dead.append(&mut set_aside);
         Ok(stepped)
     }
-
-    /// The last batch that is done, where the pipeline may go on but for the meaning of `tables`.
-    async fn standing_for(&mut self, tables: &[String]) -> Result<BatchId> {
-        self.forgive = tables.to_vec();
-        let standing = self.standing().await;
-        let observed = match standing {
-            Ok(_) => self.ensure_observed().await,
-            Err(_) => Ok(()),
-        };
-        self.forgive.clear();
-        observed?;
-        Ok(standing?.last)
-    }
 }
 
 /// One batch of the past.
@@ -234,113 +224,6 @@ struct Past {
     /// The watermark that the batch set without rows to do so.
     closed: Option<Micros>,
     rows: Vec<RecordBatch>,
-}
-
-/// The newest row of every key.
-#[derive(Default)]
-struct Newest {
-    converter: Option<(RowConverter, Vec<String>)>,
-    rows: Vec<RecordBatch>,
-    /// Where the row of a key is; rows that are never replaced have none.
-    at: HashMap<OwnedRow, (usize, u32)>,
-    /// How many rows are held, replaced ones included.
-    count: usize,
-    /// Rows that are never replaced.
-    finals: Vec<RecordBatch>,
-}
-
-impl Newest {
-    fn take(&mut self, stepped: Stepped) -> Result<()> {
-        let Some(replaced) = stepped.replaced else {
-            self.finals.extend(stepped.rows);
-            return Ok(());
-        };
-        if self.converter.is_none() {
-            let fields = replaced.schema_ref().fields().iter().map(|field| SortField::new(field.data_type().clone()));
-            let converter =
-                RowConverter::new(fields.collect()).context(ErrorKind::Failed, "keys cannot be compared")?;
-            let names = replaced.schema_ref().fields().iter().map(|field| field.name().clone()).collect();
-            self.converter = Some((converter, names));
-        }
-        let Some((converter, names)) = &self.converter else { return Ok(()) };
-        let keys =
-            converter.convert_columns(replaced.columns()).context(ErrorKind::Failed, "keys cannot be compared")?;
-        for key in &keys {
-            self.at.remove(&key.owned());
-        }
-        for rows in stepped.rows {
-            let columns: Vec<_> = names.iter().filter_map(|name| rows.column_by_name(name).cloned()).collect();
-            let keys = converter.convert_columns(&columns).context(ErrorKind::Failed, "keys cannot be compared")?;
-            for (row, key) in keys.iter().enumerate() {
-                self.at.insert(key.owned(), (self.rows.len(), row as u32));
-            }
-            self.count += rows.num_rows();
-            self.rows.push(rows);
-        }
-        match self.count > 2 * self.at.len() + FEW_ROWS {
-            true => self.let_go(),
-            false => Ok(()),
-        }
-    }
-
-    /// Lets go of rows that were replaced.
-    fn let_go(&mut self) -> Result<()> {
-        let mut wanted: BTreeMap<usize, Vec<(OwnedRow, u32)>> = BTreeMap::new();
-        for (key, (batch, row)) in self.at.drain() {
-            wanted.entry(batch).or_default().push((key, row));
-        }
-        let mut rows = Vec::with_capacity(wanted.len());
-        for (batch, places) in wanted {
-            let numbers: UInt32Array = places.iter().map(|(_, row)| *row).collect();
-            let picked = take_record_batch(&self.rows[batch], &numbers);
-            for (row, (key, _)) in places.into_iter().enumerate() {
-                self.at.insert(key, (rows.len(), row as u32));
-            }
-            rows.push(picked.context(ErrorKind::Failed, "rows could not be picked")?);
-        }
-        (self.rows, self.count) = (rows, self.at.len());
-        Ok(())
-    }
-
-    fn rows(self) -> Result<Vec<RecordBatch>> {
-        let mut wanted: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
-        for (batch, row) in self.at.into_values() {
-            wanted.entry(batch).or_default().push(row);
-        }
-        let mut rows = self.finals;
-        for (batch, mut numbers) in wanted {
-            numbers.sort_unstable();
-            let picked = take_record_batch(&self.rows[batch], &UInt32Array::from(numbers));
-            rows.push(picked.context(ErrorKind::Failed, "rows could not be picked")?);
-        }
-        Ok(rows)
-    }
-}
-
-/// Stored rows by their batch, each with the batch's time and in the order of the records.
-fn by_batch(schema: &SchemaRef, rows: Vec<RecordBatch>) -> Result<BTreeMap<BatchId, (Micros, Vec<RecordBatch>)>> {
-    let rows = conform(&rows, schema)?;
-    let whole = concat_batches(schema, &rows).context(ErrorKind::Failed, "joining batches")?;
-    let unknown = || Error::failed("stored rows do not say which batch brought them");
-    let ids = whole.column_by_name(BATCH_ID).and_then(|ids| ids.as_primitive_opt::<Int64Type>()).ok_or_else(unknown)?;
-    let times =
-        whole.column_by_name(INGESTED_AT).and_then(|times| times.as_primitive_opt::<TimestampMicrosecondType>());
-    let times = times.ok_or_else(unknown)?;
-    let mut places: BTreeMap<BatchId, Vec<u32>> = BTreeMap::new();
-    for (row, id) in ids.iter().enumerate() {
-        if let Some(id) = id {
-            places.entry(id).or_default().push(row as u32);
-        }
-    }
-    let mut found = BTreeMap::new();
-    for (id, places) in places {
-        let time =
-            places.iter().filter(|row| times.is_valid(**row as usize)).map(|row| times.value(*row as usize)).max();
-        let picked = take_record_batch(&whole, &UInt32Array::from(places));
-        let picked = picked.context(ErrorKind::Failed, "rows could not be picked")?;
-        found.insert(id, (time.unwrap_or_default(), in_source_order(schema, vec![picked])?));
-    }
-    Ok(found)
 }
 
 /// Distinct rows.

@@ -1,0 +1,232 @@
+//! Windows beside whatever else is done to a pipeline: tables that join in the middle of a batch, letters that are replayed
+//! first, rows that a backfill brought back, rows that upstream has let go of, positions that go back.
+
+use super::super::bronze::delete;
+use super::oracle::{Cut, DAY, Emit, HOUR, Rules, SECOND};
+use super::world::{FILE, World, at, pipeline};
+use crate::support::lake;
+use crate::support::sandbox::Outcome;
+
+const ARRIVED: &[&str] = &["--trigger", "available_now"];
+const FLUSHED: &[&str] = &["--trigger", "available_now", "--flush"];
+
+fn hours(name: &str, emit: Emit) -> Rules {
+    Rules { emit, ..Rules::plain(name) }
+}
+
+fn put(world: &mut World, file: &str, times: &[&str]) {
+    let times: Vec<String> = times.iter().map(|time| format!("2026-03-{time}:00Z")).collect();
+    world.events(file, &times.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+/// `start|n`, days of March and hours.
+fn counts(world: &World, table: &str) -> Vec<String> {
+    let midnight = at("2026-03-01T00:00:00Z");
+    let lines = world.table(table, "SELECT window_start, n FROM t");
+    let mut counts: Vec<String> = lines
+        .iter()
+        .map(|line| {
+            let (start, n) = line.split_once('|').expect("two columns");
+            let start = start.parse::<i64>().expect("a time") - midnight;
+            format!("{:02}T{:02} {n}", start.div_euclid(DAY) + 1, start.rem_euclid(DAY) / HOUR)
+        })
+        .collect();
+    counts.sort();
+    counts
+}
+
+fn command(world: &World, arguments: &[&str]) -> Outcome {
+    world.sandbox.tidegate(arguments).run()
+}
+
+fn write(world: &World, tables: &[Rules]) {
+    world.sandbox.write(FILE, &pipeline(tables, 100));
+}
+
+#[test]
+fn rows_that_wait_are_not_late_because_nothing_came_for_long() {
+    let rules = Rules { idle_after: Some(SECOND / 2), ..hours("gold.hours", Emit::Final) };
+    let mut world = World::new("backlog", &[rules], 100);
+    put(&mut world, "a.ndjson", &["10T08:10"]);
+    world.run(ARRIVED).success();
+    std::thread::sleep(std::time::Duration::from_millis(600));
+    put(&mut world, "a.ndjson", &["10T08:50"]);
+    world.run(FLUSHED).success();
+    assert_eq!(counts(&world, "gold.hours"), ["10T08 2"]);
+    assert!(world.letters().is_empty(), "{:?}", world.letters());
+}
+
+#[test]
+fn what_a_flush_closes_reaches_the_windows_below_before_they_are_closed() {
+    let mut world = World::new("chain", &[hours("gold.hours", Emit::Final)], 100);
+    let days = "  gold.days:
+    from: gold.hours
+    watermark: {delay: 1h}
+    aggregate:
+      window: {tumbling: 1d}
+      by: [k]
+      measures: {n: sum(n)}
+    emit: final
+dead_letters";
+    world.sandbox.write(FILE, &pipeline(&[hours("gold.hours", Emit::Final)], 100).replace("dead_letters", days));
+    put(&mut world, "a.ndjson", &["10T08:10", "10T12:10", "10T23:10", "10T23:20"]);
+    world.run(ARRIVED).success();
+    assert_eq!(counts(&world, "gold.hours"), ["10T08 1", "10T12 1"], "so that a day is open below");
+    world.run(FLUSHED).success();
+    assert_eq!(counts(&world, "gold.hours"), ["10T08 1", "10T12 1", "10T23 2"]);
+    assert_eq!(counts(&world, "gold.days"), ["10T00 4"]);
+    assert!(world.letters().is_empty(), "{:?}", world.letters());
+}
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_table_that_joins_while_a_batch_is_pending_has_all_of_history_too() {
+    let live = hours("gold.live", Emit::Update);
+    let mut world = World::new("joins-pending", std::slice::from_ref(&live), 100);
+    put(&mut world, "a.ndjson", &["10T08:10", "10T09:10"]);
+    world.run(ARRIVED).success();
+    put(&mut world, "a.ndjson", &["10T09:20"]);
+    let killed =
+        world.sandbox.tidegate(&["run", FILE, "--trigger", "available_now"]).env("TIDEGATE_FAIL", "read@1=kill");
+    assert_eq!(killed.run().status.code(), None);
+    write(&world, &[live, hours("gold.new", Emit::Update)]);
+    world.run(ARRIVED).success();
+    assert_eq!(counts(&world, "gold.live"), ["10T08 1", "10T09 2"]);
+    assert_eq!(counts(&world, "gold.new"), counts(&world, "gold.live"));
+}
+
+#[test]
+fn a_table_that_joins_before_letters_are_replayed_has_all_of_history_too() {
+    let live = hours("gold.live", Emit::Update);
+    let mut world = World::new("joins-letters", std::slice::from_ref(&live), 100);
+    let strict = |tables: &[Rules], check: &str| {
+        let rule = format!("    write: append\n    expect: {{known: {{check: {check}, else: quarantine}}}}\n");
+        pipeline(tables, 100).replacen("    write: append\n", &rule, 1)
+    };
+    world.sandbox.write(FILE, &strict(std::slice::from_ref(&live), "t < TIMESTAMP '2026-03-10 09:15:00+00:00'"));
+    put(&mut world, "a.ndjson", &["10T08:10", "10T09:10", "10T09:20"]);
+    world.run(ARRIVED).success();
+    assert_eq!(counts(&world, "gold.live"), ["10T08 1", "10T09 1"]);
+    world.sandbox.write(FILE, &strict(&[live, hours("gold.new", Emit::Update)], "t IS NOT NULL"));
+    command(&world, &["dlq", "replay", FILE, "--yes"]).success();
+    world.run(ARRIVED).success();
+    assert_eq!(counts(&world, "gold.live"), ["10T08 1", "10T09 2"]);
+    assert_eq!(counts(&world, "gold.new"), counts(&world, "gold.live"));
+}
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_lost_state_under_a_pending_batch_has_a_way_out() {
+    let mut world =
+        World::new("lost-pending", &[hours("gold.live", Emit::Update), hours("gold.hours", Emit::Final)], 100);
+    put(&mut world, "a.ndjson", &["10T08:10", "10T09:10"]);
+    world.run(ARRIVED).success();
+    let record = world.log("commits").into_values().last().expect("a record");
+    let state = record["tables"]["gold.live"]["state"].as_str().expect("a state").to_string();
+    put(&mut world, "a.ndjson", &["10T09:20", "10T12:00"]);
+    let killed =
+        world.sandbox.tidegate(&["run", FILE, "--trigger", "available_now"]).env("TIDEGATE_FAIL", "read@1=kill");
+    assert_eq!(killed.run().status.code(), None);
+    std::fs::remove_file(world.path(&format!("lake/_tidegate/state/gold.live/{state}.parquet"))).expect("a file");
+    world.run(ARRIVED).code(&[78]).says("tidegate rebuild events.yaml --table gold.live");
+    command(&world, &["rebuild", FILE, "--table", "gold.live", "--yes"]).success();
+    world.run(FLUSHED).success();
+    assert_eq!(counts(&world, "gold.live"), ["10T08 1", "10T09 2", "10T12 1"]);
+    assert_eq!(counts(&world, "gold.hours"), counts(&world, "gold.live"));
+}
+
+#[test]
+fn rows_that_a_backfill_brought_back_are_worked_in_where_they_were_read() {
+    let mut world = World::new("restored", &[hours("gold.hours", Emit::Final)], 100);
+    for times in
+        [["01T08:10", "01T09:10"], ["02T08:10", "02T09:10"], ["03T08:10", "03T09:10"], ["04T08:10", "04T09:10"]]
+    {
+        put(&mut world, "a.ndjson", &times);
+        world.run(ARRIVED).success();
+    }
+    world.run(FLUSHED).success();
+    let before = counts(&world, "gold.hours");
+    assert_eq!(before.len(), 8);
+    // As a backfill leaves them: the third day, and then the last.
+    for day in ["03", "04"] {
+        let (from, until) = (format!("2026-03-{day}T00:00:00Z"), format!("2026-03-{day}T23:00:00Z"));
+        lake::change(
+            &world.path("lake/bronze/events"),
+            &[("_batch_id", "-1"), ("_ingested_at", "TIMESTAMP '2026-11-20T00:00:00Z'")],
+            &format!("t >= '{from}' AND t < '{until}'"),
+        );
+        command(&world, &["rebuild", FILE, "--table", "gold.hours", "--yes"]).success();
+        world.run(FLUSHED).success();
+        assert_eq!(counts(&world, "gold.hours"), before, "{day}");
+        assert!(world.letters().is_empty(), "{:?}", world.letters());
+    }
+}
+
+#[test]
+fn windows_that_upstream_has_let_go_of_stay_when_the_rest_is_computed_again() {
+    let day = Rules { cut: Cut::Tumbling(DAY), by: vec!["s"], ..hours("gold.days", Emit::Update) };
+    let mut world = World::new("let-go", &[day], 100);
+    for day in 1..6 {
+        let at_noon = |key: &str, customer: &str| {
+            let time = at(&format!("2026-03-{day:02}T12:00:00Z"));
+            let (k, s) = (Some(customer.to_string()), Some(key.to_string()));
+            Some(super::oracle::Event { k, s, v: Some(1), t: Some(time), ..Default::default() })
+        };
+        world.append("a.ndjson", vec![at_noon("north", "ada"), at_noon("north", "bob"), at_noon("south", "eve")]);
+        world.run(ARRIVED).success();
+    }
+    delete(&world.path("lake/bronze/events"), "t < '2026-03-03T00:00:00Z'");
+    let days = |world: &World| world.table("gold.days", "SELECT s, n FROM t");
+    let all: Vec<String> = (0..5).map(|_| "north|2".to_string()).chain((0..5).map(|_| "south|1".to_string())).collect();
+    assert_eq!(days(&world), all);
+    command(&world, &["rebuild", FILE, "--table", "gold.days", "--yes"]).success();
+    assert_eq!(days(&world), all, "by rebuild");
+    command(&world, &["forget", FILE, "--key", "k=ada", "--yes"]).success();
+    // The first two days cannot be told apart any more.
+    let mut left = all.clone();
+    left.splice(0..3, (0..3).map(|_| "north|1".to_string()));
+    assert_eq!(days(&world), left, "by forget");
+    put(&mut world, "a.ndjson", &["05T13:00"]);
+    world.run(ARRIVED).success();
+    assert_eq!(days(&world).len(), 11, "what was computed again goes on");
+}
+
+#[test]
+fn a_rewind_beside_windows_takes_their_letters_along_and_leaves_other_sources_alone() {
+    let mut world = World::new("rewind", &[hours("gold.hours", Emit::Final)], 1);
+    put(&mut world, "a.ndjson", &["10T08:10", "10T12:10", "10T08:20", "10T13:00"]);
+    world.append("a.ndjson", vec![None]);
+    world.run(ARRIVED).success();
+    let (before, letters) =
+        (counts(&world, "gold.hours"), world.table("dlq.events", "SELECT topic, \"offset\", stage FROM t"));
+    assert_eq!((before.len(), letters.len()), (1, 2), "{before:?} {letters:?}");
+    for to in ["earliest", "batch:1"] {
+        command(&world, &["offsets", "rewind", FILE, "--to", to, "--yes"]).success();
+        world.run(ARRIVED).success();
+        assert_eq!(counts(&world, "gold.hours"), before, "{to}");
+        assert_eq!(world.table("dlq.events", "SELECT topic, \"offset\", stage FROM t"), letters, "{to}");
+    }
+    // A table that remembers rows of another source has nothing to do with it.
+    let two = pipeline(&[hours("gold.hours", Emit::Final)], 100).replace("source:\n", "sources:\n  source:\n");
+    let two: String = two
+        .lines()
+        .map(|line| match line {
+            "  files: {path: landing, pattern: \"*.ndjson\"}" | "  format: json" | "  schema:" | "  event_time: t" => {
+                format!("  {line}\n")
+            }
+            field if field.starts_with("    ") && !field.contains(':') => format!("{field}\n"),
+            other => format!("{other}\n"),
+        })
+        .collect();
+    let two = two
+        .replace("  schema:\n    k: string\n    s: string\n    v: long\n    amount: decimal(18,2)\n    t: timestamp\n", "  schema: {k: string, s: string, v: long, amount: \"decimal(18,2)\", t: timestamp}\n")
+        .replace("batch: {", "  clicks: {files: {path: clicks}, format: json, schema: {id: string, t: timestamp}, event_time: t}\nbatch: {")
+        .replace("tables:\n", "tables:\n  bronze.clicks: {from: clicks, dedupe: {key: id, within: 1h}, write: append}\n");
+    world.sandbox.write(FILE, &two);
+    world.sandbox.write("clicks/c.ndjson", "{\"id\": \"x\", \"t\": \"2026-03-10T08:00:00Z\"}\n");
+    world.run(ARRIVED).success();
+    let dry = command(&world, &["offsets", "rewind", FILE, "--source", "source", "--to", "earliest"]);
+    dry.success();
+    let refused = command(&world, &["offsets", "rewind", FILE, "--source", "clicks", "--to", "earliest"]).code(&[2]);
+    refused.says("bronze.clicks");
+}
