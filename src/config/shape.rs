@@ -36,7 +36,7 @@ pub struct Outcome {
 /// Walks `root` by `schema`. The JSON holds what is sound; values at `unresolved` paths were reported already.
 pub fn walk(root: &Node, schema: &Json, completeness: Completeness, unresolved: Vec<Path>) -> (Json, Outcome) {
     let outcome = Outcome { problems: Vec::new(), broken: unresolved };
-    let mut walker = Walker { schema, completeness, path: Vec::new(), outcome };
+    let mut walker = Walker { schema, completeness, path: Vec::new(), keys: Vec::new(), outcome };
     let json = match &root.value {
         Value::Mapping(entries) => walker.structure(entries, schema, Span { end_line: root.span.line, ..root.span }).0,
         _ => {
@@ -54,6 +54,8 @@ struct Walker<'s> {
     schema: &'s Json,
     completeness: Completeness,
     path: Path,
+    /// The keys of each struct on the way to where the walk is.
+    keys: Vec<Vec<&'s str>>,
     outcome: Outcome,
 }
 
@@ -160,6 +162,7 @@ impl<'s> Walker<'s> {
         let required: Vec<&str> =
             schema.get("required").and_then(Json::as_array).into_iter().flatten().filter_map(Json::as_str).collect();
         let mut out = Map::new();
+        self.keys.push(properties.iter().map(|(key, _)| *key).collect());
         for entry in entries {
             let Some((_, property)) = properties.iter().find(|(key, _)| *key == entry.key) else {
                 self.unknown_key(entry, &properties);
@@ -174,6 +177,7 @@ impl<'s> Walker<'s> {
             }
             self.path.pop();
         }
+        self.keys.pop();
         let mut whole = true;
         for key in required {
             let typed = entries.iter().any(|entry| entry.key == key);
@@ -203,9 +207,15 @@ impl<'s> Walker<'s> {
             Problem::at(entry.key_span, format!("unknown key `{}` in {subject}", entry.key)).coded(Code::UnknownKey);
         let problem = match closest(&entry.key, accepted.iter().copied()) {
             Some(near) => problem.label(format!("did you mean `{near}`?")),
+            None if self.is_above(&entry.key) => problem.label("belongs one level up"),
             None => problem,
         };
         self.problem_of_key(&entry.key, problem.help(format!("{subject} accepts: {}", accepted.join(", "))));
+    }
+
+    /// Whether the struct around this one has the key.
+    fn is_above(&self, key: &str) -> bool {
+        self.keys.iter().nth_back(1).is_some_and(|keys| keys.contains(&key))
     }
 
     fn problem_of_key(&mut self, key: &str, problem: Problem) {

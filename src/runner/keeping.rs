@@ -7,6 +7,7 @@ use arrow::record_batch::RecordBatch;
 use chrono::{DateTime, Utc};
 
 use super::rebuild::obstacle;
+use super::relocate::reads;
 use super::shaping::{Rows, Shaping};
 use super::{Runner, remembered};
 
@@ -15,6 +16,7 @@ use crate::config::spec::{From, KeepsSpec, TableSpec, WriteSpec};
 use crate::error::{Code, Error, ErrorKind, Result};
 use crate::fail;
 use crate::model::batch::{BatchId, BatchPlan, CommitRecord, Receipt};
+use crate::model::offset::OffsetRanges;
 use crate::model::watermark::{Clocks, Patience};
 use crate::model::window::{EventTime, Micros};
 use crate::table::Change;
@@ -213,9 +215,9 @@ impl Runner {
         }
     }
 
-    /// The watermarks that a batch planned at `now` is judged by. One that brings rows closes nothing by hand or for want of
-    /// rows: those rows would be late. Nor is a table closed in the batch that closes one above it: what that emits would be.
-    pub(super) fn watermarks(&mut self, now: DateTime<Utc>, has_rows: bool) -> Watermarks {
+    /// The watermarks that a batch planned at `now` is judged by. A table that gets rows is not closed by hand or for want of
+    /// rows: those rows would be late. Nor is one in the batch that closes a table above it: what that emits would be.
+    pub(super) fn watermarks(&mut self, now: DateTime<Utc>, sources: &BTreeMap<String, OffsetRanges>) -> Watermarks {
         let mut watermarks = Watermarks { by_table: BTreeMap::new(), closes: false };
         let Some(keeping) = &mut self.keeping else { return watermarks };
         let mut moving: BTreeSet<&str> = BTreeSet::new();
@@ -233,7 +235,9 @@ impl Runner {
             let quiet_since = kept.saved.clocks.last();
             let is_quiet = keeps.watermark.idle_after.zip(quiet_since);
             let is_quiet = is_quiet.is_some_and(|(idle, last)| micros(now).saturating_sub(last) >= idle);
-            let may_close = !has_rows && !is_below && (is_quiet || self.flush);
+            let mut bringing = sources.iter().filter(|(_, ranges)| !ranges.is_empty());
+            let gets_rows = bringing.any(|(source, _)| reads(&self.parts.spec, table, source));
+            let may_close = !gets_rows && !is_below && (is_quiet || self.flush);
             let closed = due.filter(|_| may_close).map(|(_, last)| last);
             let watermark = flowed.max(closed);
             if due.zip(watermark).is_some_and(|((first, _), watermark)| first <= watermark) {

@@ -176,7 +176,7 @@ fn trim(spec: &PipelineSpec, table: &str, moved: &BTreeMap<String, OffsetRanges>
 
 /// The source at the root of a table.
 /// Whether rows of a source have a part in the rows of a table.
-fn reads(spec: &PipelineSpec, table: &TableSpec, source: &str) -> bool {
+pub(super) fn reads(spec: &PipelineSpec, table: &TableSpec, source: &str) -> bool {
     table.inputs().into_iter().any(|from| match from {
         From::Source(name) => name == source,
         From::Table(name) => {

@@ -130,7 +130,7 @@ impl Runner {
         self.ensure_keeping(&[], None).await?;
         let batch_time = self.parts.clock.now();
         let has_rows = !sources.values().all(OffsetRanges::is_empty);
-        let watermarks = self.watermarks(batch_time, has_rows);
+        let watermarks = self.watermarks(batch_time, &sources);
         if !has_rows && !is_moved && !watermarks.closes {
             return Ok(None);
         }

@@ -57,6 +57,35 @@ fn rows_that_wait_are_not_late_because_nothing_came_for_long() {
 }
 
 #[test]
+fn rows_of_one_source_do_not_keep_windows_of_another_open() {
+    let mut world = World::new("two-sources", &[], 100);
+    let text = "version: 1
+name: events
+lake: ./lake
+checkpoints: ./checkpoints
+sources:
+  busy: {files: {path: busy}, format: json, schema: {t: timestamp}, event_time: t}
+  quiet: {files: {path: landing}, format: json, schema: {k: string, v: long, t: timestamp}, event_time: t}
+tables:
+  bronze.busy: {from: busy, write: append}
+  gold.hours:
+    from: quiet
+    watermark: {delay: 30m, idle_after: 500ms}
+    aggregate: {window: {tumbling: 1h}, by: [k], measures: {n: count(*)}}
+    emit: final
+";
+    world.sandbox.write(FILE, text);
+    world.sandbox.write("busy/a.ndjson", "{\"t\": \"2026-03-10T08:00:00Z\"}\n");
+    put(&mut world, "a.ndjson", &["10T08:10"]);
+    world.run(ARRIVED).success();
+    std::thread::sleep(std::time::Duration::from_millis(600));
+    world.sandbox.write("busy/b.ndjson", "{\"t\": \"2026-03-10T08:00:00Z\"}\n");
+    world.run(&["--trigger", "once"]).success();
+    assert_eq!(counts(&world, "gold.hours"), ["10T08 1"]);
+    assert_eq!(world.table("bronze.busy", "SELECT count(*) FROM t"), ["2"]);
+}
+
+#[test]
 fn what_a_flush_closes_reaches_the_windows_below_before_they_are_closed() {
     let mut world = World::new("chain", &[hours("gold.hours", Emit::Final)], 100);
     let days = "  gold.days:

@@ -284,7 +284,8 @@ impl History {
         }
         let (plan, time) = (&planned.plan, planned.plan.time);
         let says = |flush: bool| -> BTreeMap<String, i64> {
-            let watermark = |table: &Table| Some((table.rules.name.clone(), table.in_force(time, flush, true)?));
+            let watermark =
+                |table: &Table| Some((table.rules.name.clone(), table.in_force(time, flush, plan.ranges.is_empty())?));
             self.tables.values().filter_map(watermark).collect()
         };
         let mut flush = false;
