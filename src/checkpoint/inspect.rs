@@ -33,9 +33,9 @@ pub enum Object {
     /// First offsets of a source.
     Start(String, Offsets),
     /// A plan.
-    Plan(BatchPlan),
+    Plan(Box<BatchPlan>),
     /// A commit record.
-    Commit(CommitRecord),
+    Commit(Box<CommitRecord>),
     /// Not part of a log; ignored by runs.
     Stray,
 }
@@ -113,11 +113,11 @@ impl ObjectLog {
             }
             ["offsets", _] if batch_of(path).is_some() => {
                 let batch = batch_of(path).unwrap_or_default();
-                self.get_batch(Kind::Offsets, batch).await?.map(Object::Plan).ok_or_else(gone)
+                self.get_batch(Kind::Offsets, batch).await?.map(Box::new).map(Object::Plan).ok_or_else(gone)
             }
             ["commits", _] if batch_of(path).is_some() => {
                 let batch = batch_of(path).unwrap_or_default();
-                self.get_batch(Kind::Commits, batch).await?.map(Object::Commit).ok_or_else(gone)
+                self.get_batch(Kind::Commits, batch).await?.map(Box::new).map(Object::Commit).ok_or_else(gone)
             }
             _ => Ok(Object::Stray),
         }

@@ -27,8 +27,8 @@ pub(in crate::app) async fn show(global: &Global, args: &CheckpointShowArgs) -> 
     for entry in log.inspect().await? {
         match entry.object {
             Ok(Object::Identity(found)) => identity = Some(found),
-            Ok(Object::Plan(plan)) => drop(plans.insert(plan.batch, plan)),
-            Ok(Object::Commit(commit)) => drop(commits.insert(commit.batch, commit)),
+            Ok(Object::Plan(plan)) => drop(plans.insert(plan.batch, *plan)),
+            Ok(Object::Commit(commit)) => drop(commits.insert(commit.batch, *commit)),
             Ok(Object::Start(..) | Object::Stray) => {}
             Err(error) => damaged.push((entry.path, error)),
         }

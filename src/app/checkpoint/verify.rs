@@ -31,8 +31,8 @@ pub(in crate::app) async fn verify(global: &Global, args: &CheckpointVerifyArgs)
         objects += 1;
         match entry.object {
             Ok(Object::Identity(found)) => identity = Some(found),
-            Ok(Object::Plan(plan)) => drop(plans.insert(plan.batch, plan)),
-            Ok(Object::Commit(commit)) => drop(commits.insert(commit.batch, commit)),
+            Ok(Object::Plan(plan)) => drop(plans.insert(plan.batch, *plan)),
+            Ok(Object::Commit(commit)) => drop(commits.insert(commit.batch, *commit)),
             Ok(Object::Start(..)) => {}
             Ok(Object::Stray) => {
                 findings.push(Finding::note(format!("{} is not part of a log; it is ignored", entry.path)))
