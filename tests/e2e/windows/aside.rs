@@ -220,6 +220,46 @@ fn windows_that_upstream_has_let_go_of_stay_when_the_rest_is_computed_again() {
     assert_eq!(days(&world).len(), 11, "what was computed again goes on");
 }
 
+fn visit(world: &mut World, file: &str, who: &str, time: &str) {
+    let (k, t) = (Some(who.to_string()), Some(at(&format!("2026-03-{time}:00Z"))));
+    world.append(file, vec![Some(super::oracle::Event { k, v: Some(1), t, ..Default::default() })]);
+}
+
+#[test]
+fn without_the_rows_of_the_forgotten_time_does_not_go_back() {
+    let mut world = World::new("forget-newest", &[hours("gold.hours", Emit::Final)], 100);
+    visit(&mut world, "a.ndjson", "bob", "10T08:10");
+    visit(&mut world, "a.ndjson", "ada", "10T12:00");
+    world.run(ARRIVED).success();
+    for _ in 0..2 {
+        assert_eq!(counts(&world, "gold.hours"), ["10T08 1"], "closed by what ada did");
+        command(&world, &["forget", FILE, "--key", "k=ada", "--yes"]).success();
+    }
+    visit(&mut world, "a.ndjson", "bob", "10T08:20");
+    visit(&mut world, "a.ndjson", "bob", "10T13:20");
+    world.run(FLUSHED).success();
+    assert_eq!(counts(&world, "gold.hours"), ["10T08 1", "10T13 1"]);
+    assert_eq!(world.letters()["gold.hours"], ["late|a.ndjson|2"]);
+    // Nor when it is computed once more.
+    command(&world, &["rebuild", FILE, "--table", "gold.hours", "--yes"]).success();
+    assert_eq!(counts(&world, "gold.hours"), ["10T08 1", "10T13 1"]);
+    assert_eq!(world.letters()["gold.hours"], ["late|a.ndjson|2"]);
+}
+
+#[test]
+fn rows_that_are_late_once_somebody_is_forgotten_are_dead_letters_and_not_lost() {
+    let mut world = World::new("forget-slowest", &[hours("gold.live", Emit::Update)], 100);
+    visit(&mut world, "a.ndjson", "ada", "10T08:00");
+    visit(&mut world, "b.ndjson", "bob", "10T12:00");
+    world.run(ARRIVED).success();
+    visit(&mut world, "b.ndjson", "bob", "10T10:10");
+    world.run(ARRIVED).success();
+    assert_eq!(counts(&world, "gold.live"), ["10T08 1", "10T10 1", "10T12 1"], "ada held time back");
+    command(&world, &["forget", FILE, "--key", "k=ada", "--yes"]).success();
+    assert_eq!(counts(&world, "gold.live"), ["10T12 1"]);
+    assert_eq!(world.letters()["gold.live"], ["late|b.ndjson|1"]);
+}
+
 #[test]
 fn a_rewind_beside_windows_takes_their_letters_along_and_leaves_other_sources_alone() {
     let mut world = World::new("rewind", &[hours("gold.hours", Emit::Final)], 1);
