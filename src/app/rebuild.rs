@@ -39,6 +39,11 @@ pub(super) async fn rebuild(global: &Global, args: &RebuildArgs) -> Result<Outco
             "{}: all rows are computed again from those in {from}, by the file as it is now\n",
             table.name
         ));
+        if table.keeps.is_some() {
+            text.push_str(&format!(
+                "  windows that ended before the oldest row that {from} still has stay as they are\n"
+            ));
+        }
     }
     for table in &tables {
         for below in stays(&spec, &table.name, &names) {

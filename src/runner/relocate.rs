@@ -119,8 +119,8 @@ impl Runner {
             OffsetRanges(ranges.0.iter().map(|(partition, range)| (partition.clone(), stays(range))).collect())
         };
         let sources = moved.iter().map(|(name, ranges)| (name.clone(), stay(ranges))).collect();
-        let since = self.since(&rebuild).await?;
-        let plan = BatchPlan { sources, moved, rebuild, since, ..self.empty_plan(last + 1).await? };
+        self.ensure_keeping(&rebuild, None).await?;
+        let plan = BatchPlan { sources, moved, rebuild, ..self.empty_plan(last + 1).await? };
         let record = self.carry_by_hand(plan, started).await?;
         self.acknowledge().await;
         Ok(record)

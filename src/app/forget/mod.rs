@@ -38,6 +38,12 @@ struct Account {
     recomputed: BTreeSet<String>,
     /// Entries that tables remember beside their rows and that nobody computes again, by table.
     states: BTreeMap<String, u64>,
+    /// Tables that remember something in which the key cannot be told apart.
+    dim: Vec<String>,
+    /// Pairs of joins that name the key by columns of the right side: those, and how many rows; they stay.
+    otherwise: BTreeMap<String, (Vec<String>, u64)>,
+    /// Tables that would be computed again if those above them lost rows.
+    follows: BTreeSet<String>,
     /// What the sources still hold; `None` = they were not asked.
     sources: Option<BTreeMap<String, Vec<Still>>>,
     /// Sources without a column of the key.
@@ -189,7 +195,11 @@ async fn account(
 ) -> Result<Account> {
     key.records = runner.records_in_tables(&key).await?;
     let mut shares = runner.shares(&key).await?;
-    let mut states = runner.remembered_of(&key).await?;
+    let all_states = runner.remembered_of(&key).await?;
+    let mut dim: Vec<String> =
+        all_states.iter().filter(|(_, entries)| entries.is_none()).map(|(name, _)| name.clone()).collect();
+    let mut states: BTreeMap<String, u64> =
+        all_states.into_iter().filter_map(|(name, entries)| Some((name, entries?))).collect();
     if states.values().all(|entries| *entries == 0) {
         check_columns(runner, &shares, &key).await?;
     }
@@ -203,7 +213,7 @@ async fn account(
         spec.tables.iter().any(|table| table.name == name && matches!(table.write, WriteSpec::Refresh { .. }))
     };
     let others = shares.iter().filter(|(name, _)| !is_asked(name) && !is_refresh(name));
-    let left_out: BTreeMap<String, u64> = others
+    let mut left_out: BTreeMap<String, u64> = others
         .filter_map(|(name, share)| Some((name.clone(), counted(share, key.containing)?.rows)))
         .filter(|(_, rows)| *rows > 0)
         .collect();
@@ -216,6 +226,12 @@ async fn account(
         goes.filter_map(|(name, share)| Some((name.clone(), counted(share, key.containing)?))).collect();
     let recomputed = runner.recomputed(&tables);
     states.retain(|name, _| is_asked(name) && !recomputed.contains(name));
+    dim.retain(|name| is_asked(name) && !recomputed.contains(name));
+    left_out.retain(|name, _| !recomputed.contains(name));
+    let mut otherwise = runner.named_otherwise(&key).await?;
+    otherwise.retain(|_, (_, rows)| *rows > 0);
+    let some = |name: &String| (name.clone(), Counted { rows: 1, remembered: 0 });
+    let follows = runner.recomputed(&tables.keys().map(some).collect());
     let changed = tables.keys().chain(&recomputed).filter(|name| !is_absent(name));
     let traces = runner.traces(changed, &key.columns()).await?;
     let mute = mute(&spec, &key);
@@ -230,6 +246,9 @@ async fn account(
         tables,
         recomputed,
         states,
+        dim,
+        otherwise,
+        follows,
         sources,
         mute,
         left_out,

@@ -237,6 +237,9 @@ fn consequence(account: &Account, name: &str) -> &'static str {
     if account.recomputed.contains(name) {
         return recomputed(account, name);
     }
+    if account.follows.contains(name) {
+        return "computed from tables that have no such row any more";
+    }
     "stays, its rows cannot be told apart; a PROBLEM if another column names the person"
 }
 
@@ -246,7 +249,23 @@ fn remembered(account: &Account) -> String {
     let line = |(name, entries): (&String, &u64)| {
         format!("what {name} remembers between batches loses {}\n", counted(*entries, "entry", "entries"))
     };
-    has.map(line).collect()
+    let dim = account.dim.iter().filter(|name| !account.follows.contains(*name)).map(|name| {
+        format!(
+            "what {name} remembers between batches cannot be told apart by {}: it stays until time lets go of it, and rows \
+             that repeat remembered ones are repetitions\n",
+            account.key.columns().join(", ")
+        )
+    });
+    let otherwise = account.otherwise.iter().map(|(name, (columns, rows))| {
+        let keys = columns.iter().zip(account.key.values.values());
+        let keys: String =
+            keys.map(|(column, value)| format!(" --key {}", quoted(&format!("{column}={value}")))).collect();
+        let rows = counted(*rows, "row", "rows");
+        format!(
+            "{name} names them on the right side of its pairs, too, in {rows}, which stay: to take those out:{keys}\n"
+        )
+    });
+    has.map(line).chain(dim).chain(otherwise).collect()
 }
 
 fn sources(account: &Account) -> String {
@@ -345,7 +364,8 @@ fn report(account: &Account, status: &str, done: &Done) -> Value {
     json!({
         "version": 1, "status": status, "pipeline": account.spec.name, "columns": account.key.columns(),
         "tables": account.shares.iter().map(table).collect::<Vec<_>>(),
-        "recomputed": account.recomputed, "states": account.states, "sources": account.sources, "sources_without_column": account.mute,
+        "recomputed": account.recomputed, "states": account.states,
+        "states_without_column": account.dim, "named_otherwise": account.otherwise, "sources": account.sources, "sources_without_column": account.mute,
         "left_out": account.left_out, "owed": account.owed, "unfinished_backfill": account.is_deriving,
         "batch": done.batch, "receipt": done.receipt, "receipt_at": done.kept_at,
         "vacuumed": done.vacuumed.as_ref().map(vacuumed_json),

@@ -10,13 +10,15 @@ use super::super::{Runner, remembered};
 use crate::error::{Context, ErrorKind, Result};
 use crate::model::batch::{BatchPlan, CommitRecord};
 use crate::model::forget::Key;
+use crate::table::Removal;
 use crate::transform::Transform;
 use crate::transform::forget::{Typed, Values, mask, typed};
 use crate::transform::stateful::Stateful;
 
 impl Runner {
-    /// How many entries of the key each table remembers after the last batch. Writes nothing.
-    pub async fn remembered_of(&mut self, key: &Key) -> Result<BTreeMap<String, u64>> {
+    /// How many entries of the key each table remembers after the last batch; `None` = what it remembers has not all of the
+    /// key's columns. Writes nothing.
+    pub async fn remembered_of(&mut self, key: &Key) -> Result<BTreeMap<String, Option<u64>>> {
         let last = self.observe().await?.commit;
         let spec = self.parts.spec.clone();
         let mut counts = BTreeMap::new();
@@ -24,6 +26,12 @@ impl Runner {
             let (Some(keeps), Some(mut operator)) = (&table.keeps, self.parts.transform.remembers(&table.name)?) else {
                 continue;
             };
+            let schema = operator.saved();
+            let is_kept = |name: &String| operator.holds(name).iter().any(|c| schema.column_with_name(c).is_some());
+            if !key.values.keys().all(is_kept) {
+                counts.insert(table.name.clone(), None);
+                continue;
+            }
             let mut count = 0;
             let receipt = last.as_ref().and_then(|record| record.tables.get(&table.name));
             if let Some(file) = receipt.and_then(|receipt| receipt.state.as_ref()) {
@@ -33,9 +41,26 @@ impl Runner {
                     count += of(rows, &key.values, &*operator)?.true_count() as u64;
                 }
             }
-            counts.insert(table.name.clone(), count);
+            counts.insert(table.name.clone(), Some(count));
         }
         Ok(counts)
+    }
+
+    /// Where pairs of a join name the key by columns of the right side, which have other names: those, and how many rows.
+    pub async fn named_otherwise(&mut self, key: &Key) -> Result<BTreeMap<String, (Vec<String>, u64)>> {
+        let names: Vec<String> = self.parts.spec.tables.iter().map(|table| table.name.clone()).collect();
+        let mut found = BTreeMap::new();
+        for table in names {
+            let Some(operator) = self.parts.transform.remembers(&table)? else { continue };
+            let other = |name: &String| operator.holds(name).into_iter().find(|column| column != name);
+            let Some(columns) = key.values.keys().map(other).collect::<Option<Vec<String>>>() else { continue };
+            let values: Values = columns.iter().cloned().zip(key.values.values().cloned()).collect();
+            if let Some(Typed::Row(rows)) = self.typed(&table, &values).await? {
+                let held = self.table(&table)?.count_held(&Removal { rows, records: None }).await?;
+                found.insert(table, (columns, held.rows));
+            }
+        }
+        Ok(found)
     }
 
     /// Old files of what tables remember are deleted: they hold what the batch has forgotten. Again after a crash.

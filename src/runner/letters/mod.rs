@@ -82,6 +82,7 @@ impl Runner {
         let started = Instant::now();
         let last = self.standing().await?.last;
         self.ensure_observed().await?;
+        self.ensure_keeping(&[], None).await?;
         let plan = BatchPlan { letters: Some(letters), ..self.empty_plan(last + 1).await? };
         self.carry_by_hand(plan, started).await
     }

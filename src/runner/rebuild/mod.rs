@@ -73,7 +73,10 @@ impl Runner {
         (self.forgive, self.left_out) = (tables.clone(), tables.clone());
         let last = self.last_done().await;
         (self.forgive, self.left_out) = (Vec::new(), Vec::new());
-        let plan = self.rebuild_plan(last?, tables).await?;
+        let batch = last?;
+        // Before anything is planned: another table's state may be gone.
+        self.ensure_keeping(&tables, None).await?;
+        let plan = self.rebuild_plan(batch, tables).await?;
         self.carry_through(plan, false, Phases::default(), started, &BTreeMap::new()).await
     }
 
@@ -178,7 +181,8 @@ impl Runner {
             let past = Past { batch: last.unwrap_or_default(), batch_time: None, closed: None, rows };
             newest.take(self.step_again(table, upstream, past, shaping, lookups, &mut dead).await?)?;
         }
-        for (batch, closed) in closings {
+        // Of batches that are to be read again, what was closed after them is open, or their rows would be late.
+        for (batch, closed) in closings.filter(|_| !plan.is_move()) {
             let past = Past { batch, batch_time: None, closed: Some(closed), rows: Vec::new() };
             newest.take(self.step_again(table, upstream, past, shaping, lookups, &mut dead).await?)?;
         }

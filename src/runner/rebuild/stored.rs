@@ -26,6 +26,9 @@ const ROWS_AT_ONCE: usize = 250_000;
 /// The most batches that are read together.
 const BATCHES_AT_ONCE: usize = 256;
 
+/// No row has this event time.
+const NEVER: Micros = Micros::MAX;
+
 /// The batches of an upstream that are not read yet.
 pub(super) struct Stored {
     ids: VecDeque<BatchId>,
@@ -146,7 +149,7 @@ impl Runner {
         Ok(Restored { schema: schema.clone(), rows, waiting })
     }
 
-    /// The first event time that the upstream of each of these tables has rows of. Where it has let go of its oldest rows,
+    /// The first event time that the upstream of each of these tables has rows of, or [`NEVER`]. Where it has let go of its oldest rows,
     /// windows that ended before cannot be computed any more.
     pub(in crate::runner) async fn since(&mut self, tables: &[String]) -> Result<BTreeMap<String, Micros>> {
         let spec = self.parts.spec.clone();
@@ -156,11 +159,11 @@ impl Runner {
             let (Some(keeps), From::Table(upstream)) = (&table.keeps, &table.from) else { continue };
             let Some(time) = keeps.watermark.columns.first().filter(|column| !column.is_empty()) else { continue };
             let columns = [time.clone(), BATCH_ID.to_string()];
-            if self.table(upstream)?.stored().await?.is_none() {
-                continue;
+            let mut stored = Stored { ids: VecDeque::new(), at_once: 1 };
+            if self.table(upstream)?.stored().await?.is_some() {
+                stored = Stored::of(&mut **self.table(upstream)?, BatchId::MAX).await?;
+                stored.ids.push_front(BACKFILLED);
             }
-            let mut stored = Stored::of(&mut **self.table(upstream)?, BatchId::MAX).await?;
-            stored.ids.push_front(BACKFILLED);
             let mut first: Option<Micros> = None;
             while let Some((_, rows)) = stored.next(&mut **self.table(upstream)?, &columns).await? {
                 for rows in rows {
@@ -169,7 +172,8 @@ impl Runner {
                     first = first.into_iter().chain(least).min();
                 }
             }
-            since.extend(first.map(|first| (table.name.clone(), first)));
+            // Without a single row there is nothing to compute any window from: all of them stay.
+            since.insert(table.name.clone(), first.unwrap_or(NEVER));
         }
         Ok(since)
     }
@@ -181,6 +185,9 @@ impl Runner {
         by: &[String],
         since: Option<Micros>,
     ) -> Result<RecordBatch> {
+        if since == Some(NEVER) {
+            return Ok(self.table(&table.name)?.groups(by).await?.slice(0, 0));
+        }
         let says_its_end = match self.table(&table.name)?.stored().await? {
             Some(schema) => schema.column_with_name(WINDOW_END).is_some(),
             None => false,

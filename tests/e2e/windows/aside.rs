@@ -220,6 +220,39 @@ fn windows_that_upstream_has_let_go_of_stay_when_the_rest_is_computed_again() {
     assert_eq!(days(&world).len(), 11, "what was computed again goes on");
 }
 
+#[test]
+fn what_was_closed_after_rows_that_are_read_again_is_open_for_them() {
+    let rules = [hours("gold.hours", Emit::Final), hours("gold.live", Emit::Update)];
+    let mut world = World::new("rewind-flush", &rules, 100);
+    for times in [["10T08:10", "10T09:10"], ["10T10:10", "10T11:10"], ["10T12:10", "10T13:10"]] {
+        put(&mut world, "a.ndjson", &times);
+        world.run(ARRIVED).success();
+    }
+    world.run(FLUSHED).success();
+    let before = counts(&world, "gold.hours");
+    assert_eq!(before.len(), 6);
+    for to in ["batch:0", "batch:1", "earliest"] {
+        command(&world, &["offsets", "rewind", FILE, "--to", to, "--yes"]).success();
+        world.run(FLUSHED).success();
+        assert_eq!(counts(&world, "gold.hours"), before, "{to}");
+        assert_eq!(counts(&world, "gold.live"), before, "{to}");
+        assert!(world.letters().is_empty(), "{to}: {:?}", world.letters());
+    }
+}
+
+#[test]
+fn windows_stay_where_upstream_has_no_row_at_all() {
+    let total = Rules { cut: Cut::None, ..hours("gold.total", Emit::Update) };
+    let mut world = World::new("let-go-all", &[hours("gold.live", Emit::Update), total], 100);
+    put(&mut world, "a.ndjson", &["10T08:10", "10T09:10"]);
+    world.run(ARRIVED).success();
+    delete(&world.path("lake/bronze/events"), "v = 1");
+    let rebuild = ["rebuild", FILE, "--table", "gold.live", "--table", "gold.total", "--yes"];
+    command(&world, &rebuild).success();
+    assert_eq!(counts(&world, "gold.live"), ["10T08 1", "10T09 1"]);
+    assert_eq!(world.table("gold.total", "SELECT n FROM t"), ["2"]);
+}
+
 fn visit(world: &mut World, file: &str, who: &str, time: &str) {
     let (k, t) = (Some(who.to_string()), Some(at(&format!("2026-03-{time}:00Z"))));
     world.append(file, vec![Some(super::oracle::Event { k, v: Some(1), t, ..Default::default() })]);
