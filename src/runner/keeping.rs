@@ -379,8 +379,10 @@ impl Shaping {
         let latest = batch_time.saturating_add(keeps.watermark.max_ahead);
         let mut clocks: Clocks = self.keeping.get(&table.name)?.saved.clocks.clone();
         let mut arrivals = Vec::new();
+        let mut has_input = false;
         for (number, from) in table.inputs().into_iter().enumerate() {
             let batch = self.batch_of(from);
+            has_input |= batch.iter().any(|rows| rows.num_rows() > 0);
             if let Some(column) = keeps.watermark.columns.get(number).filter(|column| !column.is_empty()) {
                 for (partition, newest) in newest_by_partition(&batch, column, latest, transform.timezone())? {
                     clocks.observe(number, &partition, newest, batch_time);
@@ -417,9 +419,10 @@ impl Shaping {
         check_size(table, keeps, &*kept.operator)?;
         let mut saved = Saved { batch: context.batch, watermark: next, clocks, ..kept.saved.clone() };
         saved.after.extend(kept.file.clone());
-        // Only for computing it again.
+        // For computing it again: what no stored row of this batch tells then.
         let is_kept = obstacle(table, transform).is_none();
-        if let Some(closed) = in_force.filter(|in_force| is_kept && Some(*in_force) > flowed) {
+        let told = if has_input { flowed } else { kept.saved.watermark };
+        if let Some(closed) = in_force.filter(|in_force| is_kept && Some(*in_force) > told) {
             saved.closings.insert(context.batch, closed);
         }
         let no_rows = arrivals.iter().flatten().all(|rows| rows.num_rows() == 0);

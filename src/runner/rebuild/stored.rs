@@ -195,13 +195,12 @@ impl Runner {
         let Some(since) = since.filter(|_| says_its_end) else { return self.table(&table.name)?.groups(by).await };
         let columns: Vec<String> = by.iter().cloned().chain([WINDOW_END.to_string()]).collect();
         let windows = self.table(&table.name)?.groups(&columns).await?;
-        let (columns, ends) = windows.columns().split_at(by.len());
-        let ends = ends.first().and_then(|ends| ends.as_primitive_opt::<TimestampMicrosecondType>());
+        let ends = windows.column_by_name(WINDOW_END);
+        let ends = ends.and_then(|ends| ends.as_primitive_opt::<TimestampMicrosecondType>());
         let ends = ends.ok_or_else(|| Error::failed(format!("windows of {} have no end", table.name)))?;
         let goes: BooleanArray = ends.iter().map(|end| Some(end.is_none_or(|end| end > since))).collect();
-        let names = by.iter().map(String::as_str);
-        let keys = RecordBatch::try_from_iter(names.zip(columns.iter().cloned()));
-        let keys = keys.context(ErrorKind::Failed, "keys are columns")?;
+        let keys =
+            windows.project(&(0..by.len()).collect::<Vec<_>>()).context(ErrorKind::Failed, "keys are columns")?;
         filter_record_batch(&keys, &goes).context(ErrorKind::Failed, "windows could not be picked")
     }
 }
