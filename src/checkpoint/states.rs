@@ -35,6 +35,9 @@ pub const STATE_VERSION: u32 = 1;
 /// Folder of all states in a lake.
 pub const FOLDER: &str = "_tidegate/state";
 
+/// What to do about a file that cannot be read; whoever knows the table adds what else there is.
+const RESTORE: &str = "nothing was read or written; restore the file from a backup";
+
 /// Where the file keeps its [`Saved`].
 const METADATA: &str = "tidegate.state";
 
@@ -177,8 +180,6 @@ impl States {
         error.with("missing", self.name(path)).help(RESTORE)
     }
 }
-
-const RESTORE: &str = "nothing was read or written; restore the file from a backup";
 
 fn path(table: &str, name: &str) -> Path {
     Path::from(format!("{table}/{name}.parquet"))

@@ -192,8 +192,8 @@ impl Runner {
                 keeping.0.insert(table.name.clone(), Kept::new(operator, saved, None));
                 continue;
             }
-            let has_run = last.is_some_and(|record| !record.tables.contains_key(&table.name));
-            if let Some(why) = obstacle(table, &*self.parts.transform).filter(|_| has_run) {
+            let has_joined = last.is_some_and(|record| !record.tables.contains_key(&table.name));
+            if let Some(why) = obstacle(table, &*self.parts.transform).filter(|_| has_joined) {
                 tracing::warn!(table = table.name, "{} is new, and starts with the rows to come: {why}", table.name);
             }
             let kept = load_state(&self.parts.states, &self.parts.pipeline_id, table, keeps, operator, file).await;

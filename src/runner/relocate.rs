@@ -174,7 +174,6 @@ fn trim(spec: &PipelineSpec, table: &str, moved: &BTreeMap<String, OffsetRanges>
     Trim { columns: Default::default(), from, only, rows }
 }
 
-/// The source at the root of a table.
 /// Whether rows of a source have a part in the rows of a table.
 pub(super) fn reads(spec: &PipelineSpec, table: &TableSpec, source: &str) -> bool {
     table.inputs().into_iter().any(|from| match from {
@@ -185,6 +184,7 @@ pub(super) fn reads(spec: &PipelineSpec, table: &TableSpec, source: &str) -> boo
     })
 }
 
+/// The source at the root of a table.
 fn source_of<'a>(spec: &'a PipelineSpec, table: &str) -> Option<&'a str> {
     let mut name = table;
     // As many steps as there are tables: a cycle was refused long ago.

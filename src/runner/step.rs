@@ -11,7 +11,6 @@ use super::event::{Event, Finished};
 use super::forget::removed_and_added;
 use super::keeping::with_state;
 use super::letters::Known;
-use super::rebuild::obstacle;
 use super::refresh::Upstream;
 use super::shaping::{Rows, Shaping, dead_letters_come_first, deferred};
 use super::{KEEP_BATCHES, PRUNE_EVERY, Position, Runner, Stepped, app_id};
@@ -127,7 +126,6 @@ impl Runner {
             bounded.iter().map(|(name, bounded)| (name.clone(), bounded.ranges.clone())).collect();
         // A position that a loss moved is made durable at once, or what is appended meanwhile could pass for lost too.
         let is_moved = bounded.values().flat_map(|bounded| &bounded.lost).any(|loss| !loss.is_gone());
-        self.ensure_keeping(&[], None).await?;
         let batch_time = self.parts.clock.now();
         let has_rows = !sources.values().all(OffsetRanges::is_empty);
         let watermarks = self.watermarks(batch_time, &sources);
@@ -190,20 +188,6 @@ impl Runner {
             }
         }
         skipped
-    }
-
-    /// Tables that remember and are computed from what is stored once the batch is done: those that were not in the file when
-    /// it was planned, new ones in a batch that an operator made, and those that are to be computed again.
-    fn passed_by(&self, plan: &BatchPlan) -> Vec<String> {
-        let newcomers = if plan.is_by_hand() { self.newcomers() } else { Vec::new() };
-        let was_there = |name: &String| plan.meaning.is_empty() || plan.meaning.contains_key(name);
-        let is_passed_by = |table: &&TableSpec| {
-            table.keeps.is_some()
-                && !plan.rebuild.contains(&table.name)
-                && (!was_there(&table.name) || newcomers.contains(&table.name) || self.left_out.contains(&table.name))
-                && obstacle(table, &*self.parts.transform).is_none()
-        };
-        self.parts.spec.tables.iter().filter(is_passed_by).map(|table| table.name.clone()).collect()
     }
 
     /// Reads, shapes, applies and commits a planned batch.

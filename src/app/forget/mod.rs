@@ -226,12 +226,12 @@ async fn account(
         goes.filter_map(|(name, share)| Some((name.clone(), counted(share, key.containing)?))).collect();
     let recomputed = runner.recomputed(&tables);
     states.retain(|name, _| is_asked(name) && !recomputed.contains(name));
-    dim.retain(|name| is_asked(name) && !recomputed.contains(name));
     left_out.retain(|name, _| !recomputed.contains(name));
     let mut otherwise = runner.named_otherwise(&key).await?;
     otherwise.retain(|_, (_, rows)| *rows > 0);
     let some = |name: &String| (name.clone(), Counted { rows: 1, remembered: 0 });
     let follows = runner.recomputed(&tables.keys().map(some).collect());
+    dim.retain(|name| is_asked(name) && !follows.contains(name));
     let changed = tables.keys().chain(&recomputed).filter(|name| !is_absent(name));
     let traces = runner.traces(changed, &key.columns()).await?;
     let mute = mute(&spec, &key);

@@ -249,7 +249,7 @@ fn remembered(account: &Account) -> String {
     let line = |(name, entries): (&String, &u64)| {
         format!("what {name} remembers between batches loses {}\n", counted(*entries, "entry", "entries"))
     };
-    let dim = account.dim.iter().filter(|name| !account.follows.contains(*name)).map(|name| {
+    let dim = account.dim.iter().map(|name| {
         format!(
             "what {name} remembers between batches cannot be told apart by {}: it stays until time lets go of it, and rows \
              that repeat remembered ones are repetitions\n",
@@ -364,8 +364,8 @@ fn report(account: &Account, status: &str, done: &Done) -> Value {
     json!({
         "version": 1, "status": status, "pipeline": account.spec.name, "columns": account.key.columns(),
         "tables": account.shares.iter().map(table).collect::<Vec<_>>(),
-        "recomputed": account.recomputed, "states": account.states,
-        "states_without_column": account.dim, "named_otherwise": account.otherwise, "sources": account.sources, "sources_without_column": account.mute,
+        "recomputed": account.recomputed, "states": account.states, "states_without_column": account.dim,
+        "named_otherwise": account.otherwise, "sources": account.sources, "sources_without_column": account.mute,
         "left_out": account.left_out, "owed": account.owed, "unfinished_backfill": account.is_deriving,
         "batch": done.batch, "receipt": done.receipt, "receipt_at": done.kept_at,
         "vacuumed": done.vacuumed.as_ref().map(vacuumed_json),

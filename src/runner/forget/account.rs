@@ -86,6 +86,23 @@ impl Runner {
         Ok(records.into_iter().map(|(partition, offsets)| (partition, offsets.into_iter().collect())).collect())
     }
 
+    /// Where pairs of a join name the key by columns of the right side, which have other names: those, and how many rows.
+    pub async fn named_otherwise(&mut self, key: &Key) -> Result<BTreeMap<String, (Vec<String>, u64)>> {
+        let names: Vec<String> = self.parts.spec.tables.iter().map(|table| table.name.clone()).collect();
+        let mut found = BTreeMap::new();
+        for table in names {
+            let Some(operator) = self.parts.transform.remembers(&table)? else { continue };
+            let other = |name: &String| operator.holds(name).into_iter().find(|column| column != name);
+            let Some(columns) = key.values.keys().map(other).collect::<Option<Vec<String>>>() else { continue };
+            let values: Values = columns.iter().cloned().zip(key.values.values().cloned()).collect();
+            if let Some(Typed::Row(rows)) = self.typed(&table, &values).await? {
+                let held = self.table(&table)?.count_held(&Removal { rows, records: None }).await?;
+                found.insert(table, (columns, held.rows));
+            }
+        }
+        Ok(found)
+    }
+
     /// Every column that a table has, but for dead letters.
     pub async fn columns(&mut self) -> Result<BTreeSet<String>> {
         let names: Vec<String> = self.parts.spec.tables.iter().map(|table| table.name.clone()).collect();

@@ -10,7 +10,6 @@ use super::super::{Runner, remembered};
 use crate::error::{Context, ErrorKind, Result};
 use crate::model::batch::{BatchPlan, CommitRecord};
 use crate::model::forget::Key;
-use crate::table::Removal;
 use crate::transform::Transform;
 use crate::transform::forget::{Typed, Values, mask, typed};
 use crate::transform::stateful::Stateful;
@@ -44,23 +43,6 @@ impl Runner {
             counts.insert(table.name.clone(), Some(count));
         }
         Ok(counts)
-    }
-
-    /// Where pairs of a join name the key by columns of the right side, which have other names: those, and how many rows.
-    pub async fn named_otherwise(&mut self, key: &Key) -> Result<BTreeMap<String, (Vec<String>, u64)>> {
-        let names: Vec<String> = self.parts.spec.tables.iter().map(|table| table.name.clone()).collect();
-        let mut found = BTreeMap::new();
-        for table in names {
-            let Some(operator) = self.parts.transform.remembers(&table)? else { continue };
-            let other = |name: &String| operator.holds(name).into_iter().find(|column| column != name);
-            let Some(columns) = key.values.keys().map(other).collect::<Option<Vec<String>>>() else { continue };
-            let values: Values = columns.iter().cloned().zip(key.values.values().cloned()).collect();
-            if let Some(Typed::Row(rows)) = self.typed(&table, &values).await? {
-                let held = self.table(&table)?.count_held(&Removal { rows, records: None }).await?;
-                found.insert(table, (columns, held.rows));
-            }
-        }
-        Ok(found)
     }
 
     /// Old files of what tables remember are deleted: they hold what the batch has forgotten. Again after a crash.

@@ -98,6 +98,20 @@ impl Runner {
         tables.filter(is_new).map(|table| table.name.clone()).collect()
     }
 
+    /// Tables that remember and are computed from what is stored once the batch is done: those that were not in the file when
+    /// it was planned, new ones in a batch that an operator made, and those that are to be computed again.
+    pub(super) fn passed_by(&self, plan: &BatchPlan) -> Vec<String> {
+        let newcomers = if plan.is_by_hand() { self.newcomers() } else { Vec::new() };
+        let was_there = |name: &String| plan.meaning.is_empty() || plan.meaning.contains_key(name);
+        let is_passed_by = |table: &&TableSpec| {
+            table.keeps.is_some()
+                && !plan.rebuild.contains(&table.name)
+                && (!was_there(&table.name) || newcomers.contains(&table.name) || self.left_out.contains(&table.name))
+                && obstacle(table, &*self.parts.transform).is_none()
+        };
+        self.parts.spec.tables.iter().filter(is_passed_by).map(|table| table.name.clone()).collect()
+    }
+
     /// Plans a batch that computes tables again.
     pub(super) async fn rebuild_plan(&mut self, batch: BatchId, tables: Vec<String>) -> Result<BatchPlan> {
         let since = self.since(&tables).await?;
@@ -166,7 +180,7 @@ impl Runner {
             for id in some {
                 let Some((batch_time, rows)) = by_batch.remove(&id) else { continue };
                 while let Some((batch, closed)) = closings.next_if(|(batch, _)| *batch < id) {
-                    let past = Past { batch, batch_time: None, closed: Some(closed), rows: Vec::new() };
+                    let past = Past::closing(batch, closed);
                     newest.take(self.step_again(table, upstream, past, shaping, lookups, &mut dead).await?)?;
                 }
                 let closed = closings.next_if(|(batch, _)| *batch == id).map(|(_, closed)| closed);
@@ -183,7 +197,7 @@ impl Runner {
         }
         // Of batches that are to be read again, what was closed after them is open, or their rows would be late.
         for (batch, closed) in closings.filter(|_| !plan.is_move()) {
-            let past = Past { batch, batch_time: None, closed: Some(closed), rows: Vec::new() };
+            let past = Past::closing(batch, closed);
             newest.take(self.step_again(table, upstream, past, shaping, lookups, &mut dead).await?)?;
         }
         shaping.keeping.settle(&table.name, plan.batch)?;
@@ -228,6 +242,13 @@ struct Past {
     /// The watermark that the batch set without rows to do so.
     closed: Option<Micros>,
     rows: Vec<RecordBatch>,
+}
+
+impl Past {
+    /// A batch that brought no rows and closed something.
+    fn closing(batch: BatchId, closed: Micros) -> Past {
+        Past { batch, batch_time: None, closed: Some(closed), rows: Vec::new() }
+    }
 }
 
 /// Distinct rows.

@@ -155,9 +155,18 @@ impl Runner {
         let spec = self.parts.spec.clone();
         let timezone = self.parts.transform.timezone();
         let mut since = BTreeMap::new();
+        let mut known: BTreeMap<(&String, &String), Micros> = BTreeMap::new();
         for table in spec.tables.iter().filter(|table| tables.contains(&table.name)) {
             let (Some(keeps), From::Table(upstream)) = (&table.keeps, &table.from) else { continue };
             let Some(time) = keeps.watermark.columns.first().filter(|column| !column.is_empty()) else { continue };
+            // A table that is not there yet has no windows that could stay.
+            if self.table(&table.name)?.stored().await?.is_none() {
+                continue;
+            }
+            if let Some(first) = known.get(&(upstream, time)) {
+                since.insert(table.name.clone(), *first);
+                continue;
+            }
             let columns = [time.clone(), BATCH_ID.to_string()];
             let mut stored = Stored { ids: VecDeque::new(), at_once: 1 };
             if self.table(upstream)?.stored().await?.is_some() {
@@ -173,7 +182,9 @@ impl Runner {
                 }
             }
             // Without a single row there is nothing to compute any window from: all of them stay.
-            since.insert(table.name.clone(), first.unwrap_or(NEVER));
+            let first = first.unwrap_or(NEVER);
+            known.insert((upstream, time), first);
+            since.insert(table.name.clone(), first);
         }
         Ok(since)
     }

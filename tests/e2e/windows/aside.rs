@@ -59,27 +59,12 @@ fn rows_that_wait_are_not_late_because_nothing_came_for_long() {
 #[test]
 fn rows_of_one_source_do_not_keep_windows_of_another_open() {
     let mut world = World::new("two-sources", &[], 100);
-    let text = "version: 1
-name: events
-lake: ./lake
-checkpoints: ./checkpoints
-sources:
-  busy: {files: {path: busy}, format: json, schema: {t: timestamp}, event_time: t}
-  quiet: {files: {path: landing}, format: json, schema: {k: string, v: long, t: timestamp}, event_time: t}
-tables:
-  bronze.busy: {from: busy, write: append}
-  gold.hours:
-    from: quiet
-    watermark: {delay: 30m, idle_after: 500ms}
-    aggregate: {window: {tumbling: 1h}, by: [k], measures: {n: count(*)}}
-    emit: final
-";
-    world.sandbox.write(FILE, text);
-    world.sandbox.write("busy/a.ndjson", "{\"t\": \"2026-03-10T08:00:00Z\"}\n");
+    world.sandbox.write(FILE, TWO);
+    busy(&world, "a.ndjson", "x");
     put(&mut world, "a.ndjson", &["10T08:10"]);
     world.run(ARRIVED).success();
     std::thread::sleep(std::time::Duration::from_millis(600));
-    world.sandbox.write("busy/b.ndjson", "{\"t\": \"2026-03-10T08:00:00Z\"}\n");
+    busy(&world, "b.ndjson", "y");
     world.run(&["--trigger", "once"]).success();
     assert_eq!(counts(&world, "gold.hours"), ["10T08 1"]);
     assert_eq!(world.table("bronze.busy", "SELECT count(*) FROM t"), ["2"]);
@@ -294,7 +279,7 @@ fn rows_that_are_late_once_somebody_is_forgotten_are_dead_letters_and_not_lost()
 }
 
 #[test]
-fn a_rewind_beside_windows_takes_their_letters_along_and_leaves_other_sources_alone() {
+fn a_rewind_beside_windows_takes_their_letters_along() {
     let mut world = World::new("rewind", &[hours("gold.hours", Emit::Final)], 1);
     put(&mut world, "a.ndjson", &["10T08:10", "10T12:10", "10T08:20", "10T13:00"]);
     world.append("a.ndjson", vec![None]);
@@ -308,27 +293,77 @@ fn a_rewind_beside_windows_takes_their_letters_along_and_leaves_other_sources_al
         assert_eq!(counts(&world, "gold.hours"), before, "{to}");
         assert_eq!(world.table("dlq.events", "SELECT topic, \"offset\", stage FROM t"), letters, "{to}");
     }
-    // A table that remembers rows of another source has nothing to do with it.
-    let two = pipeline(&[hours("gold.hours", Emit::Final)], 100).replace("source:\n", "sources:\n  source:\n");
-    let two: String = two
-        .lines()
-        .map(|line| match line {
-            "  files: {path: landing, pattern: \"*.ndjson\"}" | "  format: json" | "  schema:" | "  event_time: t" => {
-                format!("  {line}\n")
-            }
-            field if field.starts_with("    ") && !field.contains(':') => format!("{field}\n"),
-            other => format!("{other}\n"),
-        })
-        .collect();
-    let two = two
-        .replace("  schema:\n    k: string\n    s: string\n    v: long\n    amount: decimal(18,2)\n    t: timestamp\n", "  schema: {k: string, s: string, v: long, amount: \"decimal(18,2)\", t: timestamp}\n")
-        .replace("batch: {", "  clicks: {files: {path: clicks}, format: json, schema: {id: string, t: timestamp}, event_time: t}\nbatch: {")
-        .replace("tables:\n", "tables:\n  bronze.clicks: {from: clicks, dedupe: {key: id, within: 1h}, write: append}\n");
-    world.sandbox.write(FILE, &two);
-    world.sandbox.write("clicks/c.ndjson", "{\"id\": \"x\", \"t\": \"2026-03-10T08:00:00Z\"}\n");
+}
+
+/// Two sources, each with a table that remembers.
+const TWO: &str = "version: 1
+name: events
+lake: ./lake
+checkpoints: ./checkpoints
+sources:
+  busy: {files: {path: busy}, format: json, schema: {id: string, t: timestamp}, event_time: t}
+  quiet: {files: {path: landing}, format: json, schema: {k: string, v: long, t: timestamp}, event_time: t}
+tables:
+  bronze.busy: {from: busy, dedupe: {key: id, within: 1h}, write: append}
+  bronze.events: {from: quiet, write: append}
+  gold.hours:
+    from: bronze.events
+    watermark: {delay: 30m, idle_after: 500ms}
+    aggregate: {window: {tumbling: 1h}, by: [k], measures: {n: count(*)}}
+    emit: final
+";
+
+fn busy(world: &World, file: &str, id: &str) {
+    world.sandbox.write(&format!("busy/{file}"), &format!("{{\"id\": \"{id}\", \"t\": \"2026-03-10T08:00:00Z\"}}\n"));
+}
+
+#[test]
+fn a_rewind_is_none_of_the_business_of_tables_of_other_sources() {
+    let mut world = World::new("rewind-other", &[], 100);
+    world.sandbox.write(FILE, TWO);
+    busy(&world, "a.ndjson", "x");
+    put(&mut world, "a.ndjson", &["10T08:10", "10T12:10"]);
     world.run(ARRIVED).success();
-    let dry = command(&world, &["offsets", "rewind", FILE, "--source", "source", "--to", "earliest"]);
-    dry.success();
-    let refused = command(&world, &["offsets", "rewind", FILE, "--source", "clicks", "--to", "earliest"]).code(&[2]);
-    refused.says("bronze.clicks");
+    let rewind = |source: &str| command(&world, &["offsets", "rewind", FILE, "--source", source, "--to", "earliest"]);
+    rewind("quiet").success();
+    rewind("busy").code(&[2]).says("bronze.busy");
+}
+
+#[test]
+fn a_table_that_cannot_catch_up_is_said_to_start_with_the_rows_to_come() {
+    let hourly = [hours("gold.hours", Emit::Final)];
+    let mut world = World::new("joins-late", &hourly, 100);
+    put(&mut world, "a.ndjson", &["10T08:10", "10T12:10"]);
+    world.run(ARRIVED).success();
+    let days = "  gold.days:
+    from: gold.hours
+    watermark: {delay: 1h}
+    aggregate: {window: {tumbling: 1d}, by: [k], measures: {n: sum(n)}}
+dead_letters";
+    world.sandbox.write(FILE, &pipeline(&hourly, 100).replace("dead_letters", days));
+    put(&mut world, "a.ndjson", &["10T13:10"]);
+    world.run(ARRIVED).success().says("gold.days is new, and starts with the rows to come");
+}
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_rebuild_that_cannot_be_because_of_another_table_plans_nothing() {
+    let mut world = World::new("lost-two", &[hours("gold.one", Emit::Update), hours("gold.two", Emit::Update)], 100);
+    put(&mut world, "a.ndjson", &["10T08:10", "10T09:10"]);
+    world.run(ARRIVED).success();
+    std::fs::remove_dir_all(world.path("lake/_tidegate/state")).expect("a folder");
+    command(&world, &["rebuild", FILE, "--table", "gold.one", "--yes"]).code(&[78]).says("--table gold.two");
+    assert_eq!(world.plans().len(), 1, "nothing was planned");
+    command(&world, &["rebuild", FILE, "--table", "gold.one", "--table", "gold.two", "--yes"]).success();
+    assert_eq!(counts(&world, "gold.one"), ["10T08 1", "10T09 1"]);
+    assert_eq!(counts(&world, "gold.two"), counts(&world, "gold.one"));
+}
+
+#[test]
+fn a_backfill_of_nothing_but_windows_names_rebuild() {
+    let mut world = World::new("backfill", &[hours("gold.hours", Emit::Update)], 100);
+    put(&mut world, "a.ndjson", &["10T08:10"]);
+    world.run(ARRIVED).success();
+    let backfill = command(&world, &["backfill", FILE, "--date", "2026-03-10"]).code(&[2]);
+    backfill.says("remembers").says("--table gold.hours");
 }
