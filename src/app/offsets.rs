@@ -193,8 +193,16 @@ async fn relocate(
         return Err(doubles(&doubled, typed).into());
     }
     let mut text = account(&spec, &source_name, &moved, &effects);
+    let since = runner.since_moved(&rebuilt, &by_source).await?;
     for table in &rebuilt {
-        text.push_str(&format!("  {table}: computed again now, whole, from the rows that stay; then it goes on\n"));
+        text.push_str(&format!("  {table}: computed again now from the rows that stay; then it goes on\n"));
+        if !spec.tables.iter().any(|other| other.name == *table && other.has_windows()) {
+            continue;
+        }
+        text.push_str(match since.contains_key(table) {
+            true => "    windows that ended before the oldest of these stay as they are\n",
+            false => "    its upstream does not reach back that far: all windows go, and come back with the rows that are read\n",
+        });
     }
     let mut batch = None;
     if how.yes {

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::output::{aligned, file_argument, grouped, quoted};
 use super::{Failure, Outcome, compose};
 use crate::cli::{Global, RebuildArgs};
-use crate::config::spec::{From, OperatorSpec, PipelineSpec, TableSpec, WriteSpec};
+use crate::config::spec::{From, PipelineSpec, TableSpec, WriteSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runner::Runner;
 use crate::runner::event::Event;
@@ -39,11 +39,13 @@ pub(super) async fn rebuild(global: &Global, args: &RebuildArgs) -> Result<Outco
             "{}: all rows are computed again from those in {from}, by the file as it is now\n",
             table.name
         ));
-        let operator = table.keeps.as_ref().map(|keeps| &keeps.operator);
-        if matches!(operator, Some(OperatorSpec::Aggregate(aggregate)) if aggregate.window.is_some()) {
+        if table.has_windows() {
             text.push_str(&format!(
-                "  windows that ended before the oldest row that {from} still has stay as they are\n"
+                "  windows that ended before the oldest row that {from} still has stay as they are; of one that it has in \
+                 part, that part counts\n"
             ));
+        } else if table.keeps.is_some() {
+            text.push_str(&format!("  rows that {from} has let go of do not count any more\n"));
         }
     }
     for table in &tables {

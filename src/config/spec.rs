@@ -290,6 +290,12 @@ impl TableSpec {
         };
         std::iter::once(&self.from).chain(right).collect()
     }
+
+    /// Whether its rows are windows of an aggregate.
+    pub fn has_windows(&self) -> bool {
+        let operator = self.keeps.as_ref().map(|keeps| &keeps.operator);
+        matches!(operator, Some(OperatorSpec::Aggregate(aggregate)) if aggregate.window.is_some())
+    }
 }
 
 /// What a table remembers from batch to batch.

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use arrow::record_batch::RecordBatch;
 use chrono::{DateTime, Utc};
 
+use super::above::Above;
 use super::rebuild::obstacle;
 use super::relocate::reads;
 use super::shaping::{Rows, Shaping};
@@ -16,7 +17,6 @@ use crate::config::spec::{From, KeepsSpec, TableSpec, WriteSpec};
 use crate::error::{Code, Error, ErrorKind, Result};
 use crate::fail;
 use crate::model::batch::{BatchId, BatchPlan, CommitRecord, Receipt};
-use crate::model::offset::OffsetRanges;
 use crate::model::watermark::{Clocks, Patience};
 use crate::model::window::{EventTime, Micros};
 use crate::table::Change;
@@ -45,11 +45,17 @@ struct Kept {
     working: Option<Working>,
     /// The batch in work passes it by: it is computed afterwards from what is stored.
     left_out: bool,
+    above: Above,
 }
 
 impl Kept {
     fn new(operator: Box<dyn Stateful>, saved: Saved, file: Option<String>) -> Kept {
-        Kept { operator, saved, file, working: None, left_out: false }
+        Kept { operator, saved, file, working: None, left_out: false, above: Above::default() }
+    }
+
+    /// As far as its time has come, the batch in work included.
+    fn reached(&self) -> Option<Micros> {
+        self.working.as_ref().map_or(&self.saved, |working| &working.saved).watermark
     }
 }
 
@@ -124,6 +130,16 @@ impl Keeping {
     pub fn reached(&self) -> BTreeMap<String, DateTime<Utc>> {
         let reached = self.0.iter().filter_map(|(table, kept)| Some((table.clone(), instant(kept.saved.watermark?))));
         reached.collect()
+    }
+
+    /// Where the rows of `table` say that time is, but not past what a join above may still bring: its rows are at most `within`
+    /// behind its own watermark, whichever of its partitions they come from.
+    fn flowed(&self, table: &str, clocks: &Clocks, patience: Patience, now: Micros) -> Option<Micros> {
+        let joins = self.0.get(table).map(|kept| &*kept.above.joins).unwrap_or_default();
+        let reached = |join: &String| self.0.get(join).and_then(Kept::reached);
+        let held_back = joins.iter().map(|(join, within)| reached(join).map(|at| at.saturating_sub(*within)));
+        // No time at all is before every time.
+        std::iter::once(clocks.watermark(patience, now)).chain(held_back).min().flatten()
     }
 
     fn get(&mut self, table: &str) -> Result<&mut Kept> {
@@ -201,7 +217,7 @@ impl Runner {
                 Code::StateLost => error.help(self.without_state(table)),
                 _ => error,
             })?;
-            keeping.0.insert(table.name.clone(), kept);
+            keeping.0.insert(table.name.clone(), Kept { above: Above::of(&spec, table, keeps), ..kept });
         }
         self.keeping = Some(keeping);
         Ok(())
@@ -219,11 +235,11 @@ impl Runner {
         }
     }
 
-    /// The watermarks that a batch planned at `now` is judged by. A table that gets rows is not closed by hand or for want of
+    /// The watermarks that a batch planned at `now` is judged by. A table that has rows to get is not closed by hand or for want of
     /// rows: those rows would be late. Nor is one in the batch that closes a table above it: what that emits would be.
-    pub(super) fn watermarks(&mut self, now: DateTime<Utc>, sources: &BTreeMap<String, OffsetRanges>) -> Watermarks {
+    pub(super) fn watermarks(&self, now: DateTime<Utc>, waiting: &BTreeSet<String>) -> Watermarks {
         let mut watermarks = Watermarks { by_table: BTreeMap::new(), closes: false };
-        let Some(keeping) = &mut self.keeping else { return watermarks };
+        let Some(keeping) = &self.keeping else { return watermarks };
         let mut moving: BTreeSet<&str> = BTreeSet::new();
         for table in &self.parts.spec.tables {
             let is_below = table.inputs().into_iter().any(|from| match from {
@@ -233,14 +249,14 @@ impl Runner {
             if is_below {
                 moving.insert(&table.name);
             }
-            let (Some(keeps), Some(kept)) = (&table.keeps, keeping.0.get_mut(&table.name)) else { continue };
-            let flowed = kept.saved.watermark.max(kept.saved.clocks.watermark(patience(keeps), micros(now)));
+            let (Some(keeps), Some(kept)) = (&table.keeps, keeping.0.get(&table.name)) else { continue };
+            let flowed = keeping.flowed(&table.name, &kept.saved.clocks, patience(keeps), micros(now));
+            let flowed = kept.saved.watermark.max(flowed);
             let due = kept.operator.due();
             let quiet_since = kept.saved.clocks.last();
             let is_quiet = keeps.watermark.idle_after.zip(quiet_since);
             let is_quiet = is_quiet.is_some_and(|(idle, last)| micros(now).saturating_sub(last) >= idle);
-            let mut bringing = sources.iter().filter(|(_, ranges)| !ranges.is_empty());
-            let gets_rows = bringing.any(|(source, _)| reads(&self.parts.spec, table, source));
+            let gets_rows = waiting.iter().any(|source| reads(&self.parts.spec, table, source));
             let may_close = !gets_rows && !is_below && (is_quiet || self.flush);
             let closed = due.filter(|_| may_close).map(|(_, last)| last);
             let watermark = flowed.max(closed);
@@ -376,8 +392,12 @@ impl Shaping {
             return Ok(Rows::default());
         }
         let batch_time = micros(self.context.batch_time);
-        let latest = batch_time.saturating_add(keeps.watermark.max_ahead);
-        let mut clocks: Clocks = self.keeping.get(&table.name)?.saved.clocks.clone();
+        let kept = self.keeping.get(&table.name)?;
+        let latest = match kept.above.is_windows {
+            true => Micros::MAX,
+            false => batch_time.saturating_add(keeps.watermark.max_ahead),
+        };
+        let mut clocks: Clocks = kept.saved.clocks.clone();
         let mut arrivals = Vec::new();
         let mut has_input = false;
         for (number, from) in table.inputs().into_iter().enumerate() {
@@ -393,11 +413,13 @@ impl Shaping {
         }
         let context = &self.context;
         let planned = self.watermarks.get(&table.name).copied().map(micros);
+        let was = self.keeping.get(&table.name)?.saved.clocks.clone();
+        let flowed = self.keeping.flowed(&table.name, &was, patience(keeps), batch_time);
+        let next = self.keeping.flowed(&table.name, &clocks, patience(keeps), batch_time);
         let kept = self.keeping.get(&table.name)?;
         // A batch that an operator made plans none; then what was reached stands.
         let in_force = planned.max(kept.saved.watermark);
-        let flowed = kept.saved.watermark.max(kept.saved.clocks.watermark(patience(keeps), batch_time));
-        let next = in_force.max(clocks.watermark(patience(keeps), batch_time));
+        let (flowed, next) = (kept.saved.watermark.max(flowed), in_force.max(next));
         let step = kept.operator.step(&arrivals, &EventTime { watermark: in_force, next, latest }).map_err(|error| {
             error
                 .with("table", &table.name)

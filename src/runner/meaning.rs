@@ -93,7 +93,8 @@ pub fn recipe(spec: &PipelineSpec) -> String {
         add(&format!("{:?} {:?}", table.engine, table.write));
         if let Some(keeps) = &table.keeps {
             add(&remembered(table, keeps));
-            add(&format!("{:?} {} {}", keeps.watermark.late, keeps.watermark.delay, keeps.watermark.max_ahead));
+            let watermark = &keeps.watermark;
+            add(&format!("{:?} {} {} {}", watermark.late, watermark.delay, watermark.max_ahead, watermark.idle));
         }
         for rule in &table.expect {
             add(&format!("{} {:?}", rule.name, rule.action));

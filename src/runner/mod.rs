@@ -3,6 +3,7 @@
 //! [`Runner::run`] is trigger × step × shutdown; [`Runner::step`] is one walk (`step.rs`). After any failure the runner
 //! forgets what it knew: the next step observes storage again, so there is exactly one way to recover.
 
+mod above;
 pub mod backfill;
 mod beside;
 mod bronze;
@@ -212,6 +213,11 @@ impl Runner {
             return Ok(());
         }
         let ends = self.ends().await?;
+        // The wait for them may have been long.
+        if *stop.borrow() {
+            summary.interrupted = true;
+            return Ok(());
+        }
         if let Stepped::Ran(record) = self.step(&ends).await? {
             self.maintain(&record, Duration::ZERO).await;
             summary.add(*record);
@@ -258,6 +264,9 @@ impl Runner {
             }
             let started = self.parts.clock.now();
             let ends = self.ends().await?;
+            if *stop.borrow() {
+                return Ok(());
+            }
             if let Stepped::Ran(record) = self.step(&ends).await? {
                 if !*stop.borrow() {
                     let idle = clock::until(self.parts.clock.now(), next_tick(started, interval));

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 
 use arrow::record_batch::RecordBatch;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::Runner;
 use super::rebuild::distinct;
@@ -78,18 +78,18 @@ impl Runner {
             {
                 followed = None;
             }
-            let above = self.table(upstream.name)?;
             // A table that joins later starts whole, not with the groups that happen to be touched next.
-            let mut groups = match is_new || is_rebuilt {
-                true => above.groups(by).await?,
-                false => above.touched(by, &source).await?,
+            let groups = match is_new || is_rebuilt {
+                true => self.all_groups(table, by, upstream.name).await?,
+                false => match self.table(upstream.name)?.touched(by, &source).await {
+                    Ok(groups) => groups,
+                    // Its log was searched in vain, or a vacuum was faster: every group that there is, or was computed.
+                    Err(error) => {
+                        warn!(table = table.name, %error, "what the batch touched cannot be read; all groups are computed");
+                        self.all_groups(table, by, upstream.name).await?
+                    }
+                },
             };
-            if is_rebuilt {
-                let stored = self.table(&table.name)?.groups(by).await?;
-                let schema = groups.schema();
-                let keys = std::iter::once(groups).chain(conform(&[stored], &schema)?).collect();
-                groups = distinct(&schema, keys)?;
-            }
             let told = match &followed {
                 Some(followed) => self.tell(table, by, upstream, &source, &pin, followed, &groups, shaping).await,
                 None => None,
@@ -118,6 +118,19 @@ impl Runner {
         Err(Error::new(ErrorKind::Busy, text)
             .with("tries", RECOMPUTATIONS)
             .help("tables upstream of it carry this batch; run again when the other writer is done, to finish it"))
+    }
+
+    /// The groups of the upstream's rows, and those that the table holds: a backfill may have filled it before its first batch,
+    /// and one that upstream has no rows of any more is to go.
+    async fn all_groups(&mut self, table: &TableSpec, by: &[String], upstream: &str) -> Result<RecordBatch> {
+        let groups = self.table(upstream)?.groups(by).await?;
+        if self.table(&table.name)?.stored().await?.is_none() {
+            return Ok(groups);
+        }
+        let stored = self.table(&table.name)?.groups(by).await?;
+        let schema = groups.schema();
+        let keys = std::iter::once(groups).chain(conform(&[stored], &schema)?).collect();
+        distinct(&schema, keys)
     }
 
     /// What is known of the table, unless somebody has changed rows upstream between the last batch and this one.

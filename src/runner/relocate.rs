@@ -120,7 +120,8 @@ impl Runner {
         };
         let sources = moved.iter().map(|(name, ranges)| (name.clone(), stay(ranges))).collect();
         self.ensure_keeping(&rebuild, None).await?;
-        let plan = BatchPlan { sources, moved, rebuild, ..self.empty_plan(last + 1).await? };
+        let since = self.since_moved(&rebuild, &moved).await?;
+        let plan = BatchPlan { sources, moved, rebuild, since, ..self.empty_plan(last + 1).await? };
         let record = self.carry_by_hand(plan, started).await?;
         self.acknowledge().await;
         Ok(record)

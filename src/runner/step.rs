@@ -1,6 +1,6 @@
 //! One walk: bound, plan, read, shape, apply, commit. See the crate documentation for the picture.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -121,14 +121,14 @@ impl Runner {
     ) -> Result<Option<BatchPlan>> {
         let bounding = Instant::now();
         fail::hit(fail::BOUND)?;
-        let bounded = self.bound(ends).await?;
+        let (bounded, waiting) = self.bound(ends).await?;
         let sources: BTreeMap<String, OffsetRanges> =
             bounded.iter().map(|(name, bounded)| (name.clone(), bounded.ranges.clone())).collect();
         // A position that a loss moved is made durable at once, or what is appended meanwhile could pass for lost too.
         let is_moved = bounded.values().flat_map(|bounded| &bounded.lost).any(|loss| !loss.is_gone());
         let batch_time = self.parts.clock.now();
         let has_rows = !sources.values().all(OffsetRanges::is_empty);
-        let watermarks = self.watermarks(batch_time, &sources);
+        let watermarks = self.watermarks(batch_time, &waiting);
         if !has_rows && !is_moved && !watermarks.closes {
             return Ok(None);
         }
@@ -149,11 +149,15 @@ impl Runner {
         Ok(Some(plan))
     }
 
-    /// What the next batch would read: from the position towards `ends`, within the limits.
-    async fn bound(&mut self, ends: &BTreeMap<String, Offsets>) -> Result<BTreeMap<String, Bounded>> {
+    /// What the next batch would read, from the position towards `ends` and within the limits, and the sources that have
+    /// records for it: whoever is asked to stop while it waits for room reads none of them.
+    async fn bound(
+        &mut self,
+        ends: &BTreeMap<String, Offsets>,
+    ) -> Result<(BTreeMap<String, Bounded>, BTreeSet<String>)> {
         let limits = Limits { max_rows: self.parts.spec.max_rows, max_bytes: self.parts.spec.max_bytes };
-        let Some(position) = &self.position else { return Ok(BTreeMap::new()) };
-        let mut bounded = BTreeMap::new();
+        let (mut bounded, mut waiting) = (BTreeMap::new(), BTreeSet::new());
+        let Some(position) = &self.position else { return Ok((bounded, waiting)) };
         for (name, source) in &mut self.parts.sources {
             let Some(end) = ends.get(name) else { continue };
             let mut from = position.offsets.get(name).cloned().unwrap_or_default();
@@ -165,9 +169,13 @@ impl Runner {
                 }
             }
             let known = position.incarnations.get(name).cloned().unwrap_or_default();
-            bounded.insert(name.clone(), source.bound(&from, &known, end, limits).await?);
+            let next = source.bound(&from, &known, end, limits).await?;
+            if !next.ranges.is_empty() || !from.ranges_to(end).is_empty() {
+                waiting.insert(name.clone());
+            }
+            bounded.insert(name.clone(), next);
         }
-        Ok(bounded)
+        Ok((bounded, waiting))
     }
 
     /// Where the sources did not start at the position. They only do that when `on_data_loss: skip` allows it.

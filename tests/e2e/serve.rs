@@ -492,3 +492,42 @@ fn a_crontab_runs_at_the_minute() {
     served.stop();
     assert_holds(&sandbox, "minutely", 10);
 }
+
+/// Windows that close for want of rows are closed by a batch without rows, and a batch that found no room is none of those.
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_stop_while_a_pipeline_waits_for_room_closes_no_window_over_rows_that_wait() {
+    let sandbox = Sandbox::in_memory("serve-room-windows");
+    feed(&sandbox, "busy", 0, 1);
+    pipeline(&sandbox, "busy", &files("busy"), "trigger: available_now");
+    let windows = "version: 1
+name: windows
+source:
+  files: {path: landing/windows}
+  format: json
+  schema: {t: timestamp}
+  event_time: t
+trigger: available_now
+tables:
+  bronze.windows: {from: source, write: append}
+  gold.windows:
+    from: bronze.windows
+    watermark: {delay: 30m, idle_after: 100ms}
+    aggregate: {window: {tumbling: 1h}, measures: {n: count(*)}}
+    emit: final
+";
+    sandbox.write("windows.yaml", windows);
+    sandbox.write("landing/windows/a.ndjson", "{\"t\": \"2026-03-10T08:10:00Z\"}\n");
+    sandbox.tidegate(&["run", "windows.yaml", "--trigger", "once"]).run().success();
+    sandbox.write("landing/windows/b.ndjson", "{\"t\": \"2026-03-10T08:20:00Z\"}\n");
+    let served = serve(&sandbox, 49, &["--max-concurrent", "1"], Some("apply@1=slow=6000"));
+    std::thread::sleep(Duration::from_secs(2));
+    fs::copy(sandbox.path().join("windows.yaml"), sandbox.path().join("pipelines/windows.yaml")).expect("a copy");
+    served.running.signal("HUP");
+    std::thread::sleep(Duration::from_secs(2));
+    served.running.signal("TERM");
+    served.running.end(PATIENCE);
+    assert!(!sandbox.path().join("lake/gold/windows/_delta_log").exists(), "rows wait for the window");
+    sandbox.tidegate(&["run", "windows.yaml", "--flush", "--trigger", "available_now"]).run().success();
+    assert_eq!(lake::lines(&sandbox.path().join("lake/gold/windows"), "SELECT n FROM t"), ["2"]);
+}

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema};
+use object_store::ObjectStoreExt as _;
 use tidegate::table::Change;
 
 use self::random::compact;
@@ -157,6 +158,58 @@ async fn what_others_change_upstream_while_a_batch_is_applied_is_read() {
     assert_gold(&world).await;
     assert_eq!(next(&mut world, 22).await, 0);
     assert_gold(&world).await;
+}
+
+/// What a backfill writes into gold that no group of silver stands behind, as of before.
+fn gone(world: &World) -> Change {
+    let definition = world.open("gold.q").definition().schema.clone();
+    let cell = |field: &Arc<Field>| -> ArrayRef {
+        match field.name().as_str() {
+            "day" => Arc::new(StringArray::from(vec!["sun"])),
+            _ => arrow::array::new_null_array(field.data_type(), 1),
+        }
+    };
+    let row = RecordBatch::try_new(definition.clone(), definition.fields().iter().map(cell).collect()).expect("a row");
+    Change::Groups {
+        groups: row.project(&[definition.index_of("day").expect("a column")]).expect("a group"),
+        rows: vec![row],
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_a_backfill_filled_before_its_first_batch_starts_whole_too() {
+    let lines = [line(0, "mon", 1), line(1, "tue", 2), line(2, "tue", 3)];
+    let text = yaml(SQL);
+    let (before, _) = text.split_once("  gold.q:").expect("the last table");
+    let mut world = World::new(before, &lines).await;
+    world.batch(2).await.expect("a batch without gold");
+    let mut world = world.with(&text);
+    let txn = World::beside("gold.q", 0);
+    let mut gold = world.open("gold.q");
+    gold.observe(&txn.app_id).await.expect("no table yet");
+    gold.apply(gone(&world), &txn).await.expect("a commit");
+    assert_eq!(world.lines("gold.q", &["day".into()]).await, ["sun"]);
+    world.batch(3).await.expect("a batch");
+    assert_gold(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_is_finished_however_much_others_have_committed_upstream_meanwhile() {
+    let mut world = world(&[line(0, "tue", 1), line(40, "wed", 2)]).await;
+    world.stage.lock().expect("a stage").failing.insert("gold.q".into());
+    world.batch(21).await.expect_err("gold is not committed");
+    world.restart();
+    let log = |version: u64| format!("silver/t/_delta_log/{version:020}.json").into();
+    let nothing = "{\"commitInfo\":{\"timestamp\":0,\"operation\":\"WRITE\"}}";
+    let newest = world.open("silver.t").observe("x").await.expect("a table").version.expect("a version");
+    for version in 1..=1_001 {
+        let version = newest.unsigned_abs() + version;
+        world.lake.store.put(&log(version), nothing.into()).await.expect("memory");
+    }
+    for until in [21, 22] {
+        world.batch(until).await.expect("a batch");
+        assert_gold(&world).await;
+    }
 }
 
 /// A group of gold, and rows for it that no SQL has computed.

@@ -107,6 +107,14 @@ impl World {
         World { lake, log, spec, compiled: Arc::new(compiled), source, runner: Mutex::default(), stage }
     }
 
+    /// The same log, lake and source, and another file.
+    pub fn with(self, yaml: &str) -> World {
+        let loaded = config::load_text(Path::new("/world.yaml"), yaml, &LoadOptions::offline(None));
+        let spec = loaded.unwrap_or_else(|report| panic!("{}\n{yaml}", report.render())).spec;
+        let compiled = compile::compile(&spec, &BTreeMap::new()).unwrap_or_else(|found| panic!("{found:?}\n{yaml}"));
+        World { spec, compiled: Arc::new(compiled), runner: Mutex::default(), ..self }
+    }
+
     /// Lets go of what the run knows.
     pub fn restart(&mut self) {
         *self.runner.get_mut().expect("a runner") = None;

@@ -26,7 +26,7 @@ use crate::config::spec::{From, OperatorSpec, TableSpec, WriteSpec};
 use crate::error::{Code, Context, Error, ErrorKind, Result};
 use crate::model::batch::{BatchId, BatchPlan, CommitRecord};
 use crate::model::window::Micros;
-use crate::table::Change;
+use crate::table::{Change, Removal};
 use crate::transform::decode::added::INGESTED_AT;
 use crate::transform::stateful::conform;
 use crate::transform::{BatchContext, DeadLetter, Inputs, Transform};
@@ -153,6 +153,13 @@ impl Runner {
         let schema = stored.schema();
         let mut keys = vec![stored];
         keys.extend(conform(&rows, &schema)?);
+        // Windows of whoever is forgotten go, also those that stay otherwise.
+        if plan.forget.is_some() {
+            let key = self.key_of(plan).await?;
+            if let Change::Remove(Removal { rows: row, .. }) = self.removal(&table.name, plan, key.as_ref()).await? {
+                keys.extend(conform(&self.table(&table.name)?.read(&by, Some(&row)).await?, &schema)?);
+            }
+        }
         let groups = distinct(&schema, keys)?;
         Ok(Change::Groups { groups, rows })
     }

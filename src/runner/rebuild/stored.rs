@@ -9,10 +9,13 @@ use arrow::compute::{concat_batches, filter_record_batch, take_record_batch};
 use arrow::datatypes::{Int32Type, Int64Type, SchemaRef, TimestampMicrosecondType};
 
 use super::super::Runner;
+use super::super::relocate::reads;
 use crate::config::spec::{From, TableSpec};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::model::batch::BatchId;
 use crate::model::letter::BACKFILLED;
+use crate::model::offset::{Offset, OffsetRanges, Partition};
+use crate::model::relocate;
 use crate::model::window::Micros;
 use crate::source::column;
 use crate::table::Table;
@@ -119,6 +122,20 @@ impl Restored {
     }
 }
 
+/// The oldest that a table has.
+#[derive(Clone, Default)]
+struct First {
+    time: Option<Micros>,
+    offsets: BTreeMap<Partition, Offset>,
+}
+
+impl First {
+    /// Whether it has the records from all of these positions on: rows go oldest first.
+    fn reaches(&self, positions: &[(Partition, Offset)]) -> bool {
+        positions.iter().all(|(partition, position)| self.offsets.get(partition).is_some_and(|first| first <= position))
+    }
+}
+
 /// The partition and the offset of each row.
 fn places(rows: &RecordBatch) -> Result<Vec<((String, i32), i64)>> {
     let missing = || Error::failed("stored rows do not say which record they came from");
@@ -149,13 +166,38 @@ impl Runner {
         Ok(Restored { schema: schema.clone(), rows, waiting })
     }
 
-    /// The first event time that the upstream of each of these tables has rows of, or [`NEVER`]. Where it has let go of its oldest rows,
-    /// windows that ended before cannot be computed any more.
+    /// The first event time that the upstream of each of these tables has rows of, or [`NEVER`]. Where it has let go of its
+    /// oldest rows, windows that ended before cannot be computed any more.
     pub(in crate::runner) async fn since(&mut self, tables: &[String]) -> Result<BTreeMap<String, Micros>> {
+        let firsts = self.firsts(tables).await?;
+        // Without a single row there is nothing to compute any window from: all of them stay.
+        Ok(firsts.into_iter().map(|(table, first)| (table, first.time.unwrap_or(NEVER))).collect())
+    }
+
+    /// The same where positions move back. Only tables whose upstream has all that is read again are among them: of any other
+    /// no window stays, because rows of it may be among those.
+    pub async fn since_moved(
+        &mut self,
+        tables: &[String],
+        moved: &BTreeMap<String, OffsetRanges>,
+    ) -> Result<BTreeMap<String, Micros>> {
+        let mut firsts = self.firsts(tables).await?;
+        let spec = self.parts.spec.clone();
+        for table in &spec.tables {
+            let back = moved.iter().filter(|(source, _)| reads(&spec, table, source));
+            let back: Vec<_> = back.flat_map(|(_, ranges)| relocate::trims(ranges).0).collect();
+            if firsts.get(&table.name).is_some_and(|first| !first.reaches(&back)) {
+                firsts.remove(&table.name);
+            }
+        }
+        Ok(firsts.into_iter().filter_map(|(table, first)| Some((table, first.time?))).collect())
+    }
+
+    async fn firsts(&mut self, tables: &[String]) -> Result<BTreeMap<String, First>> {
         let spec = self.parts.spec.clone();
         let timezone = self.parts.transform.timezone();
-        let mut since = BTreeMap::new();
-        let mut known: BTreeMap<(&String, &String), Micros> = BTreeMap::new();
+        let mut firsts = BTreeMap::new();
+        let mut known: BTreeMap<(&String, &String), First> = BTreeMap::new();
         for table in spec.tables.iter().filter(|table| tables.contains(&table.name)) {
             let (Some(keeps), From::Table(upstream)) = (&table.keeps, &table.from) else { continue };
             let Some(time) = keeps.watermark.columns.first().filter(|column| !column.is_empty()) else { continue };
@@ -164,29 +206,31 @@ impl Runner {
                 continue;
             }
             if let Some(first) = known.get(&(upstream, time)) {
-                since.insert(table.name.clone(), *first);
+                firsts.insert(table.name.clone(), first.clone());
                 continue;
             }
-            let columns = [time.clone(), BATCH_ID.to_string()];
+            let columns = [time, BATCH_ID, column::TOPIC, column::PARTITION, column::OFFSET].map(str::to_string);
             let mut stored = Stored { ids: VecDeque::new(), at_once: 1 };
             if self.table(upstream)?.stored().await?.is_some() {
                 stored = Stored::of(&mut **self.table(upstream)?, BatchId::MAX).await?;
                 stored.ids.push_front(BACKFILLED);
             }
-            let mut first: Option<Micros> = None;
+            let mut first = First::default();
             while let Some((_, rows)) = stored.next(&mut **self.table(upstream)?, &columns).await? {
                 for rows in rows {
                     let Some(column) = rows.column_by_name(time) else { continue };
                     let least = event_times(time, column, timezone)?.into_iter().flatten().min();
-                    first = first.into_iter().chain(least).min();
+                    first.time = first.time.into_iter().chain(least).min();
+                    for ((topic, partition), offset) in places(&rows)? {
+                        let least = first.offsets.entry(Partition::new(&topic, partition)).or_insert(offset);
+                        *least = offset.min(*least);
+                    }
                 }
             }
-            // Without a single row there is nothing to compute any window from: all of them stay.
-            let first = first.unwrap_or(NEVER);
-            known.insert((upstream, time), first);
-            since.insert(table.name.clone(), first);
+            known.insert((upstream, time), first.clone());
+            firsts.insert(table.name.clone(), first);
         }
-        Ok(since)
+        Ok(firsts)
     }
 
     /// The windows of a table that are computed again: of those that are stored, all that did not end before `since`.

@@ -203,6 +203,116 @@ fn windows_that_upstream_has_let_go_of_stay_when_the_rest_is_computed_again() {
     put(&mut world, "a.ndjson", &["05T13:00"]);
     world.run(ARRIVED).success();
     assert_eq!(days(&world).len(), 11, "what was computed again goes on");
+    // Ada is read again, and only where upstream has the days.
+    let rewind = ["offsets", "rewind", FILE, "--to", "batch:3"];
+    let says = |text: &str, rewind: &[&str]| {
+        let told = command(&world, rewind).success();
+        assert!(told.stdout.contains(text), "{}", told.report());
+    };
+    says("windows that ended before the oldest of these stay as they are", &rewind);
+    command(&world, &[&rewind[..], &["--yes"]].concat()).success();
+    world.run(ARRIVED).success();
+    assert_eq!(days(&world).len(), 11, "by rewind");
+    let rewind = ["offsets", "rewind", FILE, "--to", "earliest"];
+    says("its upstream does not reach back that far: all windows go", &rewind);
+    command(&world, &[&rewind[..], &["--yes"]].concat()).success();
+    world.run(ARRIVED).success();
+    assert_eq!(days(&world).len(), 11, "by a rewind to the beginning");
+}
+
+#[test]
+fn old_windows_of_whoever_is_forgotten_go_although_they_cannot_be_computed_again() {
+    let day = Rules { cut: Cut::Tumbling(DAY), ..hours("gold.days", Emit::Update) };
+    let mut world = World::new("let-go-key", &[day], 100);
+    for day in ["01", "02", "03"] {
+        visit(&mut world, "a.ndjson", "ada", &format!("{day}T12:00"));
+        visit(&mut world, "a.ndjson", "bob", &format!("{day}T12:00"));
+        world.run(ARRIVED).success();
+    }
+    delete(&world.path("lake/bronze/events"), "t < '2026-03-02T00:00:00Z'");
+    command(&world, &["forget", FILE, "--key", "k=ada", "--yes"]).success();
+    assert_eq!(world.table("gold.days", "SELECT k, n FROM t"), ["bob|1", "bob|1", "bob|1"]);
+}
+
+#[test]
+fn what_a_flush_closes_before_its_time_is_not_too_far_ahead_for_the_windows_below() {
+    let day = Rules { cut: Cut::Day, ..hours("gold.days", Emit::Final) };
+    let mut world = World::new("ahead", std::slice::from_ref(&day), 100);
+    let months = "  gold.months:
+    from: gold.days
+    watermark: {delay: 1h}
+    aggregate: {window: {calendar: month}, by: [k], measures: {n: sum(n)}}
+    emit: final
+dead_letters";
+    world.sandbox.write(FILE, &pipeline(&[day], 100).replace("dead_letters", months));
+    let now = chrono::Utc::now().to_rfc3339();
+    world.events("a.ndjson", &[&now, &now]);
+    world.run(FLUSHED).success();
+    assert_eq!(world.table("gold.months", "SELECT n FROM t"), ["2"]);
+    assert!(world.letters().is_empty(), "{:?}", world.letters());
+}
+
+#[test]
+fn what_a_join_brings_in_time_is_not_late_for_the_windows_below() {
+    let world = World::new("below-join", &[], 100);
+    world.sandbox.write(
+        FILE,
+        "version: 1
+name: events
+lake: ./lake
+checkpoints: ./checkpoints
+sources:
+  orders: {files: {path: orders}, format: json, schema: {id: string, at: timestamp}, event_time: at}
+  payments: {files: {path: payments}, format: json, schema: {id: string, at: timestamp}, event_time: at}
+tables:
+  bronze.orders: {from: orders, write: append}
+  bronze.payments: {from: payments, write: append}
+  silver.paid:
+    join: {left: bronze.orders, right: bronze.payments, on: id, within: 15m}
+    watermark: {delay: 5m}
+    write: append
+  silver.passed: {from: silver.paid, sql: SELECT * FROM batch, write: append}
+  gold.paid:
+    from: silver.passed
+    watermark: {delay: 1m}
+    aggregate: {window: {tumbling: 10m}, measures: {n: count(*)}}
+    emit: final
+dead_letters: {table: dlq.events}
+",
+    );
+    let write = |file: &str, id: &str, time: &str| {
+        world.sandbox.write(file, &format!("{{\"id\": \"{id}\", \"at\": \"2026-03-10T{time}:00Z\"}}\n"));
+    };
+    write("orders/a.ndjson", "early", "10:30");
+    write("orders/b.ndjson", "late", "11:59");
+    write("payments/fast.ndjson", "late", "12:00");
+    write("payments/slow.ndjson", "other", "10:00");
+    world.run(ARRIVED).success();
+    assert_eq!(world.table("silver.paid", "SELECT id FROM t"), ["late"]);
+    write("payments/slower.ndjson", "early", "10:35");
+    world.run(FLUSHED).success();
+    assert_eq!(world.table("gold.paid", "SELECT n FROM t"), ["1", "1"]);
+    assert!(world.letters().is_empty(), "{:?}", world.letters());
+}
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_patience_that_changes_under_a_pending_batch_is_refused() {
+    let rules = Rules { idle: SECOND / 4, ..hours("gold.hours", Emit::Final) };
+    let mut world = World::new("idle-changes", std::slice::from_ref(&rules), 100);
+    put(&mut world, "a.ndjson", &["10T08:10"]);
+    put(&mut world, "b.ndjson", &["10T08:20"]);
+    world.run(ARRIVED).success();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    put(&mut world, "a.ndjson", &["10T12:00"]);
+    let run = ["run", FILE, "--trigger", "once"];
+    world.sandbox.tidegate(&run).env("TIDEGATE_FAIL", "commit@1=kill").run();
+    assert_eq!(counts(&world, "gold.hours"), ["10T08 2"], "closed, and not committed");
+    write(&world, &[Rules { idle: HOUR, ..rules.clone() }]);
+    command(&world, &run).code(&[78]);
+    write(&world, &[rules]);
+    world.run(FLUSHED).success();
+    assert_eq!(counts(&world, "gold.hours"), ["10T08 2", "10T12 1"]);
 }
 
 #[test]
