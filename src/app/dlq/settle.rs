@@ -22,7 +22,7 @@ use crate::model::letter::{Action, BACKFILLED, Letters, Status};
 use crate::runner::Runner;
 use crate::runner::event::Event;
 use crate::runner::letters::trial::Verdict;
-use crate::runner::letters::{Ids, Outlook, most_letters};
+use crate::runner::letters::{BROUGHT, Ids, Outlook, most_letters};
 use crate::transform::letter::Letter;
 use crate::transform::{Coordinates, Stage};
 
@@ -63,15 +63,16 @@ async fn settle(global: &Global, what: &What<'_>) -> Result<Outcome, Failure> {
         return Ok(nothing(&spec, what));
     };
     let _lock = if what.yes { compose::lock(&spec, &log, &owner).map_err(between)? } else { None };
+    let backfills = Backfills::new(&super::super::backfill::log_folder(&spec)?, &identity.pipeline_id)?;
+    // None begins while letters are replayed, and none is under way. Before letters are chosen: those that one settles after
+    // that would be taken for open, and their records are in the tables.
+    let _turn = if what.yes && what.is_replay { only_one(&spec, &backfills, &owner)? } else { None };
+    let derived = if what.is_replay { derived(&spec, backfills.ledger().await?)? } else { Vec::new() };
     let letters = selection.letters(&mut *open(&checked, &identity)?, what.letters.limit).await?;
     if letters.is_empty() {
         return Ok(nothing(&spec, what));
     }
     let next = log.head().await?.plan.map_or(0, |plan| plan.batch + 1);
-    let backfills = Backfills::new(&super::super::backfill::log_folder(&spec)?, &identity.pipeline_id)?;
-    // None begins while letters are replayed, and none is under way.
-    let _turn = if what.yes && what.is_replay { only_one(&spec, &backfills, &owner)? } else { None };
-    let derived = if what.is_replay { derived(&spec, backfills.ledger().await?)? } else { Vec::new() };
     let parts = compose::parts(checked, &identity, owner, Box::new(log), Box::new(|_: &Event| {}))?;
     let mut runner = Runner::new(parts);
     if what.yes {
@@ -87,7 +88,11 @@ async fn settle(global: &Global, what: &What<'_>) -> Result<Outcome, Failure> {
     for ids in chunks(&letters) {
         let ids = match what.is_replay {
             true => account.add(runner.try_letters(&ids, next).await?),
-            false => ids,
+            false => {
+                let (ids, replayed) = runner.open_letters(&ids).await?;
+                replayed.into_iter().for_each(|letter| account.leave(letter, BROUGHT));
+                ids
+            }
         };
         account.due += ids.values().map(Vec::len).sum::<usize>() as u64;
         if what.yes && !ids.is_empty() {
@@ -270,6 +275,10 @@ impl Account {
     fn hold(&mut self, letter: Letter) {
         let why = "days were derived again since for some of the tables that it stands for, and its record may be in them: \
                    derive its day again for all of them, which settles it, or look and `tidegate dlq discard` it";
+        self.leave(letter, why);
+    }
+
+    fn leave(&mut self, letter: Letter, why: &str) {
         self.cannot.entry((letter.table, why.to_string())).or_insert((0, letter.id)).0 += 1;
     }
 
@@ -301,9 +310,7 @@ fn outcome(
 ) -> Outcome {
     let letters = counted(account.chosen, "dead letter", "dead letters");
     let mut text = format!("{}: {} to {}\n", spec.name, letters, what.verb());
-    if what.is_replay {
-        text.push_str(&verdicts(account, what.yes));
-    }
+    text.push_str(&verdicts(account, what.yes));
     let reason = what.reason.as_ref().map(|reason| format!(" --reason {}", quoted(reason))).unwrap_or_default();
     let file = file_argument(global, &what.pipeline.file);
     if what.yes && !account.batches.is_empty() {

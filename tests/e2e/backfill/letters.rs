@@ -4,6 +4,8 @@
 use serde_json::json;
 
 use crate::support::sandbox::Outcome;
+#[cfg(feature = "failpoints")]
+use crate::support::sandbox::Running;
 use crate::support::{Sandbox, lake};
 
 const FILE: &str = "orders.yaml";
@@ -162,4 +164,59 @@ fn letters_are_not_replayed_while_days_are_derived() {
     running.finish(std::time::Duration::from_secs(120)).expect("it goes on").success();
     sales.replay().success();
     assert_eq!((sales.rows(), sales.open()), (["abno", "abno", "abno"].map(String::from), 0));
+}
+
+/// Starts a `dlq` command that has chosen its letters when it stops at the gate.
+#[cfg(feature = "failpoints")]
+fn chosen(sales: &Sales, words: &[&str]) -> (Running, std::path::PathBuf) {
+    let gate = sales.sandbox.path().join("gate");
+    let all = [&["dlq", words[0], FILE, "--output", "json"], &words[1..]].concat();
+    // The first file of rows that it reads is one of dead letters.
+    let command = sales.sandbox.tidegate(&all).env("TIDEGATE_FAIL", &format!("data.get@1=pause={}", gate.display()));
+    let running = command.start();
+    while !gate.with_extension("reached").exists() {
+        assert!(!running.ended(), "{}", running.stderr());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    (running, gate)
+}
+
+#[cfg(feature = "failpoints")]
+fn let_go(running: Running, gate: &std::path::Path) -> Outcome {
+    #[allow(clippy::disallowed_methods, reason = "a test's own files need no durability")]
+    std::fs::write(gate, "").expect("a file");
+    running.finish(std::time::Duration::from_secs(120)).expect("it goes on").success()
+}
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn no_day_is_derived_once_a_replay_has_begun_to_choose_its_letters() {
+    let sales = Sales::new("letters-chosen");
+    let (running, gate) = chosen(&sales, &["replay", "--yes"]);
+    // Done before the letters are replayed, it would settle some that are chosen for it.
+    let derived = sales.derive(&["--date", "2026-03-17"]);
+    let_go(running, &gate);
+    assert_eq!((sales.rows(), sales.open()), (["abno", "abno", "abno"].map(String::from), 0));
+    derived.code(&[75]).says("or a replay of its dead letters");
+}
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_letter_that_a_backfill_settles_after_it_was_chosen_is_left_alone() {
+    let sales = Sales::new("letters-tried");
+    let (running, gate) = chosen(&sales, &["replay"]);
+    sales.derive(&["--date", "2026-03-17"]).success();
+    let tried = let_go(running, &gate).json();
+    assert_eq!((&tried["letters"], &tried["pass"], &tried["cannot"]), (&6.into(), &4.into(), &2.into()), "{tried}");
+
+    let sales = Sales::new("letters-discarded");
+    let (running, gate) = chosen(&sales, &["discard", "--yes"]);
+    sales.derive(&["--date", "2026-03-17"]).success();
+    let_go(running, &gate);
+    let table = sales.sandbox.path().join("lake/dlq/orders");
+    let statuses = lake::lines(&table, "SELECT status, count(*) FROM t GROUP BY status ORDER BY status");
+    assert_eq!(statuses, ["discarded|4", "replayed|2"]);
+    // Given up, they could be replayed, and their records are there.
+    sales.run(&["dlq", "replay", FILE, "--status", "discarded", "--yes"]).success();
+    assert_eq!(sales.rows(), ["abno", "abno", "abno"].map(String::from));
 }
