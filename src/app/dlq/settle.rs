@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
+use super::super::backfill::typed;
 use super::super::output::{aligned, counted, file_argument, grouped, quoted};
 use super::super::{Failure, Outcome, compose};
 use super::select::Selection;
@@ -16,7 +16,7 @@ use crate::checkpoint::lock::{self, Lock};
 use crate::cli::{DlqDiscardArgs, DlqReplayArgs, Global, LetterArgs, PipelineArgs};
 use crate::config::spec::{From, PipelineSpec, TableSpec, WriteSpec};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::backfill::{BackfillPlan, BackfillRecord, IntervalHead, Mode};
+use crate::model::backfill::{BackfillRecord, IntervalHead};
 use crate::model::batch::{BatchId, CommitRecord, Owner, Receipt};
 use crate::model::letter::{Action, BACKFILLED, Letters, Status};
 use crate::runner::Runner;
@@ -126,30 +126,9 @@ fn derived(spec: &PipelineSpec, heads: Vec<IntervalHead>) -> Result<Vec<Backfill
         return Err(Error::new(ErrorKind::Busy, text)
             .with("begun by", format!("pid {} on host {}", plan.owner.pid, plan.owner.host))
             .help("nothing was changed; the records of letters may be in its tables already, and it says of which")
-            .help(format!("finish it first: tidegate backfill FILE {} --resume", typed(spec, plan))));
+            .help(format!("finish it first: tidegate backfill FILE {} --resume", typed(spec.timezone, plan))));
     }
     Ok(heads.into_iter().filter_map(|head| head.record).collect())
-}
-
-/// What was asked for, as it is typed.
-fn typed(spec: &PipelineSpec, plan: &BackfillPlan) -> String {
-    let local = |at: DateTime<Utc>| at.with_timezone(&spec.timezone);
-    let is_midnight = |at: DateTime<Utc>| local(at).time() == chrono::NaiveTime::MIN;
-    let (start, end) = (plan.interval.start, plan.interval.end);
-    let mut typed = match is_midnight(start) && is_midnight(end) {
-        true => format!("--from {} --to {}", local(start).date_naive(), local(end).date_naive()),
-        false => {
-            let time = |at: DateTime<Utc>| local(at).to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
-            format!("--from {} --to {} --by hour", time(start), time(end))
-        }
-    };
-    if plan.mode == Mode::Correction {
-        typed.push_str(" --mode correction");
-    }
-    if let Some(reread) = &plan.reread {
-        typed.push_str(&format!(" --source kafka --slack {}s", reread.slack().num_seconds()));
-    }
-    format!("{typed} --tables {}", plan.tables.join(","))
 }
 
 /// Whether a backfill may have brought the record of a letter into a table that would hold it twice then: it has marked
