@@ -269,20 +269,24 @@ pub fn gaps(intervals: &[Interval], heads: &[IntervalHead], tables: &[String], r
         done
     };
     let (fresh, any) = (done(true), done(false));
-    let is_pending = |interval: &Interval| {
-        let mut pending = heads.iter().filter_map(IntervalHead::pending);
-        pending.any(|plan| plan.interval.start < interval.end && interval.start < plan.interval.end)
-    };
     let gap = |interval: &Interval| {
-        let why = match (is_pending(interval), is_covered(interval, &fresh), is_covered(interval, &any)) {
-            (true, _, _) => Gap::Unfinished,
-            (_, true, _) => return None,
-            (_, _, true) => Gap::Outdated,
-            _ => Gap::Missing,
-        };
+        let why =
+            match (begun(interval, heads).next().is_some(), is_covered(interval, &fresh), is_covered(interval, &any)) {
+                (true, _, _) => Gap::Unfinished,
+                (_, true, _) => return None,
+                (_, _, true) => Gap::Outdated,
+                _ => Gap::Missing,
+            };
         Some((*interval, why))
     };
     intervals.iter().filter_map(gap).collect()
+}
+
+/// The runs that were begun and are not done, of this interval or another one that shares a moment with it.
+pub fn begun<'a>(interval: &Interval, heads: &'a [IntervalHead]) -> impl Iterator<Item = &'a BackfillPlan> {
+    let Interval { start, end } = *interval;
+    let pending = heads.iter().filter_map(IntervalHead::pending);
+    pending.filter(move |plan| plan.interval.start < end && start < plan.interval.end)
 }
 
 /// `done` is sorted by start.

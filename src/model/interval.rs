@@ -57,6 +57,13 @@ impl Interval {
         format!("{}-{}", name(self.start), name(self.end))
     }
 
+    /// The dates that it is made of, half-open; `None` = an end of it lies within a day.
+    pub fn dates(&self, timezone: Tz) -> Option<(NaiveDate, NaiveDate)> {
+        let is_even = is_even(self.start, By::Day, timezone) && is_even(self.end, By::Day, timezone);
+        let date = |at: DateTime<Utc>| at.with_timezone(&timezone).date_naive();
+        is_even.then(|| (date(self.start), date(self.end)))
+    }
+
     /// As a person would say it: `2026-03-17`, or both ends.
     pub fn label(&self, timezone: Tz) -> String {
         let date = self.start.with_timezone(&timezone).date_naive();
@@ -199,6 +206,18 @@ mod tests {
         // Half past in UTC is the full hour in Kolkata.
         assert_eq!(split(half, half + TimeDelta::hours(2), By::Hour, Asia::Kolkata).unwrap().len(), 2);
         assert_eq!(split(a, b, By::Day, America::New_York), Err(Misfit::Uneven(a)));
+    }
+
+    #[test]
+    fn days_are_made_of_dates_wherever_midnight_is_skipped_and_hours_are_not() {
+        for (timezone, text) in [(Africa::Cairo, "2023-04-28"), (America::Santiago, "2023-09-03"), (UTC, "2023-04-28")]
+        {
+            let date = date(text);
+            let (day, next) = (day(date, timezone), date.succ_opt().unwrap());
+            assert_eq!(day.dates(timezone), Some((date, next)), "{timezone}");
+            let hours = split(day.start, day.end, By::Hour, timezone).unwrap();
+            assert!(hours.iter().all(|hour| hour.dates(timezone).is_none()), "{timezone}");
+        }
     }
 
     #[test]

@@ -632,6 +632,24 @@ impl Sales {
         self.sandbox.tidegate(&all).run()
     }
 
+    fn dlq(&self, arguments: &[&str]) -> Outcome {
+        let all: Vec<&str> = ["dlq", arguments[0], FILE].into_iter().chain(arguments[1..].iter().copied()).collect();
+        self.sandbox.tidegate(&all).run()
+    }
+
+    /// Of every row of the dead-letter table.
+    fn statuses(&self) -> Vec<String> {
+        let table = self.sandbox.path().join("lake/dlq/orders");
+        lake::lines(&table, "SELECT coalesce(status, 'open') AS status FROM t ORDER BY status")
+    }
+
+    /// What the letters of a status say that was set aside.
+    fn row_of(&self, status: &str) -> Value {
+        let table = self.sandbox.path().join("lake/dlq/orders");
+        let sql = format!("SELECT row_json FROM t WHERE status = '{status}'");
+        lake::lines(&table, &sql).concat().into()
+    }
+
     fn log(&self) -> Vec<String> {
         lake::lines(&self.sandbox.path().join("lake/silver/log"), "SELECT id FROM t ORDER BY id")
     }
@@ -682,6 +700,54 @@ fn a_replayed_record_that_a_backfill_sets_aside_has_an_open_letter_again() {
     for round in ["first", "second"] {
         sales.derive();
         assert_eq!((sales.log().len(), sales.open_letters()), (1, 1), "{round}");
+    }
+}
+
+/// Set aside by a backfill, brought by the next and set aside again by a third: two rows of one name, the first replayed.
+fn twins(test: &str) -> Sales {
+    let sales = Sales::new(test, 100);
+    for most in [10, 100, 10] {
+        sales.rule(most);
+        sales.derive();
+    }
+    assert_eq!(sales.statuses(), ["open", "replayed"]);
+    sales
+}
+
+#[test]
+fn a_letter_that_is_set_aside_again_after_it_was_settled_can_be_given_up() {
+    let sales = twins("dlq-twins");
+    let listed = sales.dlq(&["ls", "--rows", "--output", "json"]).success().json();
+    assert_eq!((&listed["letters"], &listed["open"]), (&json!(2), &json!(1)), "{listed}");
+    let id = listed["rows"][1]["id"].as_str().expect("an id");
+    let shown = sales.dlq(&["show", id, "--output", "json"]).success().json();
+    assert_eq!(
+        (&shown["letter"]["status"], &shown["letter"]["record"]["row"]),
+        (&json!("open"), &sales.row_of("open"))
+    );
+    let replayed = sales.replay(&["--output", "json"]).success().json();
+    assert_eq!((&replayed["letters"], &replayed["cannot"]), (&json!(1), &json!(1)), "{replayed}");
+    let done = sales.dlq(&["discard", "--yes", "--output", "json"]).success().json();
+    assert_eq!(done["letters"], 1, "{done}");
+    assert_eq!(sales.statuses(), ["discarded", "replayed"]);
+    sales.sandbox.drain(FILE).success();
+    // Both are rows of the table still: the record comes back, and the letter is settled.
+    sales.rule(100);
+    sales.derive();
+    assert_eq!((sales.log().len(), sales.statuses()), (2, vec!["replayed".to_string(); 2]));
+}
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_letter_that_was_settled_once_is_given_up_once_wherever_the_command_dies() {
+    for point in ["plan.put.done", "apply", "prepared", "applied", "commit"] {
+        let sales = twins("dlq-twins-killed");
+        let discard = ["dlq", "discard", FILE, "--yes", "--reason", "a test"];
+        let command = sales.sandbox.tidegate(&discard).env("TIDEGATE_FAIL", &format!("{point}@1=kill"));
+        let killed = command.run();
+        assert!(killed.status.code().is_none(), "{point}\n{}", killed.report());
+        sales.sandbox.drain(FILE).success();
+        assert_eq!(sales.statuses(), ["discarded", "replayed"], "{point}");
     }
 }
 

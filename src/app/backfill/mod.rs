@@ -15,6 +15,7 @@ use futures::StreamExt;
 use tokio::sync::watch;
 use tracing::warn;
 
+pub(super) use self::range::typed;
 use self::report::{Progress, Status};
 use super::compose::{self, Checked};
 use super::output::file_argument;
@@ -108,7 +109,8 @@ pub(super) async fn backfill(global: &Global, args: &BackfillArgs) -> Result<Out
         };
         let ledger = shop.backfills.ledger().await?;
         let found = gaps(&intervals, &ledger, &request.tables, &request.recipe);
-        return Ok(report::gaps(&shop.spec, &file_argument(global, &args.pipeline.file), &intervals, &found));
+        let file = file_argument(global, &args.pipeline.file);
+        return Ok(report::gaps(&shop.spec, &file, &intervals, &found, &ledger));
     }
     if let Some(last) = typed.last().filter(|last| last.end <= first) {
         let first = first.with_timezone(&shop.spec.timezone);

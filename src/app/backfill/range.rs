@@ -5,6 +5,7 @@ use chrono_tz::Tz;
 
 use crate::cli::{BackfillArgs, Pieces};
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::backfill::{BackfillPlan, Mode};
 use crate::model::interval::{Bound, By, Interval, Misfit, day, midnight, split};
 
 /// What the options ask for. `now` is the moment of the command.
@@ -31,6 +32,25 @@ pub(super) fn everything(first: DateTime<Utc>, args: &BackfillArgs, timezone: Tz
     let end = midnight(now.with_timezone(&timezone).date_naive(), timezone);
     // All rows are from today: nothing to list.
     split(start, end, by(args), timezone).unwrap_or_default()
+}
+
+/// What was asked for when a run was planned, as it is typed: an interval has a log of its own, and what is typed otherwise
+/// is about others.
+pub(in crate::app) fn typed(timezone: Tz, plan: &BackfillPlan) -> String {
+    let mut typed = match plan.interval.dates(timezone) {
+        Some((start, end)) => format!("--from {start} --to {end}"),
+        None => {
+            let time = |at: DateTime<Utc>| at.with_timezone(&timezone).to_rfc3339_opts(SecondsFormat::Secs, true);
+            format!("--from {} --to {} --by hour", time(plan.interval.start), time(plan.interval.end))
+        }
+    };
+    if plan.mode == Mode::Correction {
+        typed.push_str(" --mode correction");
+    }
+    if let Some(reread) = &plan.reread {
+        typed.push_str(&format!(" --source kafka --slack {}s", reread.slack().num_seconds()));
+    }
+    format!("{typed} --tables {}", plan.tables.join(","))
 }
 
 fn by(args: &BackfillArgs) -> By {
@@ -91,4 +111,57 @@ fn refused(misfit: Misfit, from: &str, to: &str, args: &BackfillArgs, timezone: 
 
 pub(super) fn usage(text: String) -> Error {
     Error::new(ErrorKind::Usage, text).help("nothing was read or written")
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono_tz::{Africa, America, Asia, Europe};
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use crate::model::batch::{FORMAT_VERSION, Owner};
+
+    fn plan(interval: Interval) -> BackfillPlan {
+        BackfillPlan {
+            version: FORMAT_VERSION,
+            run: 0,
+            pipeline: "orders".into(),
+            interval,
+            mode: Mode::Full,
+            since: None,
+            since_time: None,
+            reread: None,
+            tables: vec!["silver.log".into(), "silver.sales".into()],
+            unfinished: Vec::new(),
+            batch_time: DateTime::UNIX_EPOCH,
+            pinned: Default::default(),
+            recipe: "r".into(),
+            owner: Owner { run_id: "r".into(), host: "h".into(), pid: 1 },
+        }
+    }
+
+    #[test]
+    fn what_is_typed_for_a_run_is_its_interval_whatever_clocks_do() {
+        let dates = [
+            (Africa::Cairo, "2023-04-28"),
+            (America::Santiago, "2023-09-03"),
+            (Asia::Beirut, "2023-03-26"),
+            (Europe::Berlin, "2026-10-25"),
+        ];
+        let now = DateTime::parse_from_rfc3339("2027-01-01T00:00:00Z").expect("a time").to_utc();
+        for (timezone, date) in dates {
+            let day = day(date.parse().expect("a date"), timezone);
+            let hours = split(day.start, day.end, By::Hour, timezone).expect("hours");
+            for interval in [day].into_iter().chain(hours) {
+                let typed = typed(timezone, &plan(interval));
+                let words = ["tidegate", "backfill", "orders.yaml"].into_iter().chain(typed.split(' '));
+                let Command::Backfill(args) = Cli::try_parse_from(words).expect("it is understood").command else {
+                    panic!("another command");
+                };
+                let found = intervals(&args, timezone, now).map_err(|error| error.to_string());
+                assert_eq!(found, Ok(vec![interval]), "{timezone}: {typed}");
+            }
+        }
+    }
 }

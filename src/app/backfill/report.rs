@@ -1,16 +1,18 @@
 //! What a backfill says: a line an interval, a table for people, one line of JSON.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::range::typed;
 use super::word;
 use crate::app::Outcome;
 use crate::app::output::{aligned, counted, duration, grouped};
 use crate::cli::{self, BackfillArgs, Global};
 use crate::config::spec::PipelineSpec;
-use crate::model::backfill::{BackfillRecord, Decision, Gap, Mode, Request, Reread};
+use crate::model::backfill::{BackfillRecord, Decision, Gap, IntervalHead, Mode, Request, Reread, begun as unfinished};
 use crate::model::batch::Owner;
 use crate::model::interval::Interval;
 use crate::model::offset::OffsetRanges;
@@ -219,7 +221,13 @@ pub(super) fn preview(spec: &PipelineSpec, request: &Request, previews: &[(Inter
 }
 
 /// The intervals that are missing or outdated.
-pub(super) fn gaps(spec: &PipelineSpec, file: &str, intervals: &[Interval], gaps: &[(Interval, Gap)]) -> Outcome {
+pub(super) fn gaps(
+    spec: &PipelineSpec,
+    file: &str,
+    intervals: &[Interval],
+    gaps: &[(Interval, Gap)],
+    ledger: &[IntervalHead],
+) -> Outcome {
     let word = |gap: &Gap| match gap {
         Gap::Missing => "missing",
         Gap::Outdated => "outdated",
@@ -228,19 +236,33 @@ pub(super) fn gaps(spec: &PipelineSpec, file: &str, intervals: &[Interval], gaps
     let rows: Vec<Vec<String>> =
         gaps.iter().map(|(interval, gap)| vec![interval.label(spec.timezone), word(gap).to_string()]).collect();
     let count = counted(intervals.len() as u64, "interval", "intervals");
-    let text = match gaps.is_empty() {
+    // Hours that were begun are finished as hours: of their day, another run may be done.
+    let mut begun: BTreeMap<Interval, String> = BTreeMap::new();
+    for plan in gaps.iter().flat_map(|(interval, _)| unfinished(interval, ledger)) {
+        let command = format!("tidegate backfill {file} {} --resume", typed(spec.timezone, plan));
+        begun.insert(plan.interval, command);
+    }
+    let mut text = match gaps.is_empty() {
         true => format!("{}: no gap in {count}\n", spec.name),
         false => format!(
-            "{}: {} in {count}\n{}to close them: tidegate backfill {file} --from A --to B --resume\n",
+            "{}: {} in {count}\n{}",
             spec.name,
             counted(gaps.len() as u64, "gap", "gaps"),
             aligned(&["interval", "why"], &rows, 2)
         ),
     };
+    if !begun.is_empty() {
+        text.push_str("to finish what was begun:\n");
+        begun.values().for_each(|command| text.push_str(&format!("  {command}\n")));
+    }
+    if gaps.iter().any(|(_, gap)| *gap != Gap::Unfinished) {
+        let which = if begun.is_empty() { "them" } else { "the others" };
+        text.push_str(&format!("to close {which}: tidegate backfill {file} --from A --to B --resume\n"));
+    }
     let list = gaps.iter().map(|(interval, gap)| with(interval_json(spec, interval), json!({ "why": word(gap) })));
     let json = json!({
         "version": 1, "status": "ok", "pipeline": spec.name, "interval_count": intervals.len(),
-        "gaps": list.collect::<Vec<_>>(),
+        "gaps": list.collect::<Vec<_>>(), "to_finish": begun.values().collect::<Vec<_>>(),
     });
     Outcome { text, json, code: 0 }
 }

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
+use super::super::backfill::typed;
 use super::super::output::{aligned, counted, file_argument, grouped, quoted};
 use super::super::{Failure, Outcome, compose};
 use super::select::Selection;
@@ -16,13 +16,13 @@ use crate::checkpoint::lock::{self, Lock};
 use crate::cli::{DlqDiscardArgs, DlqReplayArgs, Global, LetterArgs, PipelineArgs};
 use crate::config::spec::{From, PipelineSpec, TableSpec, WriteSpec};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::backfill::{BackfillPlan, BackfillRecord, IntervalHead, Mode};
+use crate::model::backfill::{BackfillRecord, IntervalHead};
 use crate::model::batch::{BatchId, CommitRecord, Owner, Receipt};
 use crate::model::letter::{Action, BACKFILLED, Letters, Status};
 use crate::runner::Runner;
 use crate::runner::event::Event;
 use crate::runner::letters::trial::Verdict;
-use crate::runner::letters::{Ids, Outlook, most_letters};
+use crate::runner::letters::{BROUGHT, Ids, Outlook, most_letters};
 use crate::transform::letter::Letter;
 use crate::transform::{Coordinates, Stage};
 
@@ -63,15 +63,16 @@ async fn settle(global: &Global, what: &What<'_>) -> Result<Outcome, Failure> {
         return Ok(nothing(&spec, what));
     };
     let _lock = if what.yes { compose::lock(&spec, &log, &owner).map_err(between)? } else { None };
+    let backfills = Backfills::new(&super::super::backfill::log_folder(&spec)?, &identity.pipeline_id)?;
+    // None begins while letters are replayed, and none is under way. Before letters are chosen: those that one settles after
+    // that would be taken for open, and their records are in the tables.
+    let _turn = if what.yes && what.is_replay { only_one(&spec, &backfills, &owner)? } else { None };
+    let derived = if what.is_replay { derived(&spec, backfills.ledger().await?)? } else { Vec::new() };
     let letters = selection.letters(&mut *open(&checked, &identity)?, what.letters.limit).await?;
     if letters.is_empty() {
         return Ok(nothing(&spec, what));
     }
     let next = log.head().await?.plan.map_or(0, |plan| plan.batch + 1);
-    let backfills = Backfills::new(&super::super::backfill::log_folder(&spec)?, &identity.pipeline_id)?;
-    // None begins while letters are replayed, and none is under way.
-    let _turn = if what.yes && what.is_replay { only_one(&spec, &backfills, &owner)? } else { None };
-    let derived = if what.is_replay { derived(&spec, backfills.ledger().await?)? } else { Vec::new() };
     let parts = compose::parts(checked, &identity, owner, Box::new(log), Box::new(|_: &Event| {}))?;
     let mut runner = Runner::new(parts);
     if what.yes {
@@ -87,7 +88,11 @@ async fn settle(global: &Global, what: &What<'_>) -> Result<Outcome, Failure> {
     for ids in chunks(&letters) {
         let ids = match what.is_replay {
             true => account.add(runner.try_letters(&ids, next).await?),
-            false => ids,
+            false => {
+                let (ids, replayed) = runner.open_letters(&ids).await?;
+                replayed.into_iter().for_each(|letter| account.leave(letter, BROUGHT));
+                ids
+            }
         };
         account.due += ids.values().map(Vec::len).sum::<usize>() as u64;
         if what.yes && !ids.is_empty() {
@@ -121,30 +126,9 @@ fn derived(spec: &PipelineSpec, heads: Vec<IntervalHead>) -> Result<Vec<Backfill
         return Err(Error::new(ErrorKind::Busy, text)
             .with("begun by", format!("pid {} on host {}", plan.owner.pid, plan.owner.host))
             .help("nothing was changed; the records of letters may be in its tables already, and it says of which")
-            .help(format!("finish it first: tidegate backfill FILE {} --resume", typed(spec, plan))));
+            .help(format!("finish it first: tidegate backfill FILE {} --resume", typed(spec.timezone, plan))));
     }
     Ok(heads.into_iter().filter_map(|head| head.record).collect())
-}
-
-/// What was asked for, as it is typed.
-fn typed(spec: &PipelineSpec, plan: &BackfillPlan) -> String {
-    let local = |at: DateTime<Utc>| at.with_timezone(&spec.timezone);
-    let is_midnight = |at: DateTime<Utc>| local(at).time() == chrono::NaiveTime::MIN;
-    let (start, end) = (plan.interval.start, plan.interval.end);
-    let mut typed = match is_midnight(start) && is_midnight(end) {
-        true => format!("--from {} --to {}", local(start).date_naive(), local(end).date_naive()),
-        false => {
-            let time = |at: DateTime<Utc>| local(at).to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
-            format!("--from {} --to {} --by hour", time(start), time(end))
-        }
-    };
-    if plan.mode == Mode::Correction {
-        typed.push_str(" --mode correction");
-    }
-    if let Some(reread) = &plan.reread {
-        typed.push_str(&format!(" --source kafka --slack {}s", reread.slack().num_seconds()));
-    }
-    format!("{typed} --tables {}", plan.tables.join(","))
 }
 
 /// Whether a backfill may have brought the record of a letter into a table that would hold it twice then: it has marked
@@ -270,6 +254,10 @@ impl Account {
     fn hold(&mut self, letter: Letter) {
         let why = "days were derived again since for some of the tables that it stands for, and its record may be in them: \
                    derive its day again for all of them, which settles it, or look and `tidegate dlq discard` it";
+        self.leave(letter, why);
+    }
+
+    fn leave(&mut self, letter: Letter, why: &str) {
         self.cannot.entry((letter.table, why.to_string())).or_insert((0, letter.id)).0 += 1;
     }
 
@@ -301,9 +289,7 @@ fn outcome(
 ) -> Outcome {
     let letters = counted(account.chosen, "dead letter", "dead letters");
     let mut text = format!("{}: {} to {}\n", spec.name, letters, what.verb());
-    if what.is_replay {
-        text.push_str(&verdicts(account, what.yes));
-    }
+    text.push_str(&verdicts(account, what.yes));
     let reason = what.reason.as_ref().map(|reason| format!(" --reason {}", quoted(reason))).unwrap_or_default();
     let file = file_argument(global, &what.pipeline.file);
     if what.yes && !account.batches.is_empty() {

@@ -41,10 +41,14 @@ pub(super) async fn show(global: &Global, args: &DlqShowArgs) -> Result<Outcome,
     }
     let keys = letter::keys(&[(newest.batch, vec![newest.id.clone()])].into())?;
     let rows = table.read(&letter::columns(), Some(&keys)).await?;
-    let Some(row) = rows.iter().find(|batch| batch.num_rows() > 0) else {
+    // One that was replayed and set aside again has several rows of one name.
+    let is_newest = |letter: &Letter| letter.failed_at == newest.failed_at;
+    let Some(number) = letter::read(&rows)?.iter().position(is_newest) else {
         return Err(unknown(&args.id, &name).into());
     };
-    let record = Record::of(row);
+    let mut rows = rows.iter().flat_map(|batch| (0..batch.num_rows()).map(|row| batch.slice(row, 1)));
+    let Some(row) = rows.nth(number) else { return Err(unknown(&args.id, &name).into()) };
+    let record = Record::of(&row);
     let file = file_argument(global, &args.pipeline.file);
     let hint = hint(newest);
     let next = next(newest, &file);

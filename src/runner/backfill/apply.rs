@@ -10,6 +10,7 @@ use arrow::datatypes::{FieldRef, Schema, SchemaRef};
 
 use super::Backfill;
 use super::derive::{Window, as_records};
+use super::late::DEAD_ID;
 use super::lineage::{find, is_bronze};
 use crate::config::spec::{From, TableSpec, WriteSpec};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -23,9 +24,6 @@ use crate::transform::{Inputs, dead_letter};
 
 /// How often a table is derived when others are faster.
 pub(super) const TRIES: u32 = 40;
-
-/// The column that names a dead letter: the same in every run.
-const DEAD_ID: &str = "dlq_id";
 
 /// Grows with every try.
 pub(super) const PAUSE: Duration = Duration::from_millis(25);
@@ -55,6 +53,7 @@ impl Backfill {
         if !dead_letters_first {
             self.set_aside(plan, record).await?;
         }
+        self.catch_up(plan, record).await?;
         record.expectations = std::mem::take(&mut self.broken);
         Ok(())
     }
@@ -223,6 +222,16 @@ impl Backfill {
         let Some(dead_letters) = self.parts.spec.dead_letters.as_ref().map(|dead| dead.table.clone()) else {
             return Ok(());
         };
+        let app_id = self.app_id(&dead_letters);
+        let pin = self.table(&dead_letters)?.pin(&app_id).await?;
+        if pin.applied.is_some_and(|applied| applied >= plan.run) {
+            // Those of batches that came since are not written under the same number again: they are late.
+            let noted = self.noted(&dead_letters, plan).await?;
+            self.caps.insert(dead_letters.clone(), noted);
+            let receipt = Receipt { already_applied: true, ..untouched(&pin) };
+            record.receipts.insert(dead_letters, receipt);
+            return Ok(());
+        }
         for attempt in 1..=TRIES {
             if self.add_letters(&dead_letters, plan, record).await? {
                 return Ok(());

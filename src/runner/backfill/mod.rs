@@ -10,7 +10,10 @@
 //!
 //! 4. What topics say again (`--source kafka`) enters bronze only, by record; everything else is derived from bronze.
 //!
-//! 5. When all tables are written, the letters of records that are in them now are marked as replayed; until then nobody
+//! 5. A row that leaves a table has a letter, also one of a live batch that came between the letters and the table: what the
+//!    letters have not seen of it is added when all tables are written.
+//!
+//! 6. When all tables are written, the letters of records that are in them now are marked as replayed; until then nobody
 //!    replays letters, because the run is known to be under way.
 //!
 //! How each table is written: an upsert takes the rows as from any batch (the newest by `order_by` wins; an equal row is
@@ -19,6 +22,7 @@
 
 mod apply;
 mod derive;
+mod late;
 mod lineage;
 mod ranges;
 mod records;

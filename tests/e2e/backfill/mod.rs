@@ -283,6 +283,25 @@ fn groups_that_an_unfinished_run_took_rows_out_of_are_followed_up_by_a_run_of_ot
     assert!(shop.unfinished().is_empty());
 }
 
+#[cfg(feature = "failpoints")]
+#[test]
+fn an_hour_that_was_begun_in_a_day_that_is_done_is_listed_with_the_command_that_finishes_it() {
+    let shop = Shop::new("backfill-hour-begun", 200);
+    shop.backfill(&["--date", "2026-03-17"]).success();
+    let hours = ["--from", "2026-03-17T10:00:00+01:00", "--to", "2026-03-17T12:00:00+01:00", "--by", "hour"];
+    let killed = shop.backfill_with(&hours, &[("TIDEGATE_FAIL", "applied@1=kill")]);
+    assert!(killed.status.code().is_none(), "{}", killed.report());
+    let list = ["history", shop::FILE, "--gaps", "--from", "2026-03-17", "--to", "2026-03-18"];
+    let listed = shop.command(&list, &[]).success();
+    println!("{}", listed.stdout);
+    assert_eq!(shop.unfinished(), ["2026-03-17"]);
+    let line =
+        listed.stdout.lines().find_map(|line| line.trim().split_once("tidegate backfill ")).expect("a command").1;
+    let words: Vec<&str> = ["backfill"].into_iter().chain(line.split_whitespace()).collect();
+    shop.command(&words, &[]).success();
+    assert!(shop.command(&list, &[]).success().stdout.contains("no gap"));
+}
+
 /// Stops a live batch at a point, derives its day again, and lets it go on.
 #[cfg(feature = "failpoints")]
 fn in_the_middle_of_a_batch(point: &str, is_changed: bool) {
