@@ -320,3 +320,34 @@ fn rows_that_wait_are_joined_when_a_column_has_been_added_dropped_or_renamed_by_
     expected.sort_unstable();
     lake::assert_same("a column that is gone", &expected, &pairs("note, payments_note"));
 }
+
+#[test]
+fn the_budget_is_about_rows_that_a_batch_reads_and_not_about_those_that_a_join_lets_go_of() {
+    let sandbox = Sandbox::in_memory("joins-budget");
+    let rule = "expect: {paid: {check: payment_id IS NOT NULL, else: quarantine}}";
+    let text = SIDES.replace("#LEFT", "").replace("#RIGHT", "").replace("#EXPECT", rule);
+    sandbox.write(FILE, &text.replace("#LIMIT", ", fail_above: 5%"));
+    let dead = || lake::lines(&sandbox.path().join("lake/dlq/orders"), "SELECT stage, rule FROM t");
+    let mut orders: String = (0..57).map(|n| line(&format!("o{n}"), 0, &format!(",\"n\":{n}"))).collect();
+    let mut payments = String::new();
+    let mut land = |order: &str, payment: &str| {
+        orders.push_str(order);
+        payments.push_str(payment);
+        sandbox.write("orders/1.ndjson", &orders);
+        sandbox.write("payments/1.ndjson", &payments);
+    };
+    let payment = |minutes: i64| line("none", minutes, ",\"payment_id\":\"0\"");
+    land("", &payment(0));
+    sandbox.drain(FILE).success();
+    // A batch of two rows ends the wait of all of them, which is no sign of a wrong schema.
+    land(&line("later", 30, ",\"n\":57"), &payment(30));
+    sandbox.drain(FILE).success();
+    assert_eq!(dead(), vec!["expect|paid".to_string(); 57]);
+    // So does a batch without rows.
+    let flush = ["run", FILE, "--trigger", "available_now", "--flush"];
+    sandbox.tidegate(&flush).run().success();
+    assert_eq!(dead().len(), 58);
+    // What arrives late was read.
+    land(&line("late", 0, ",\"n\":58"), "");
+    sandbox.drain(FILE).code(&[65]).says("1 of 1 rows (100.0 %) would be dead letters");
+}
