@@ -229,3 +229,46 @@ fn results_leave_as_json_and_junit() {
     assert!(xml.contains("<testsuite name=\"p.yaml\" tests=\"2\" failures=\"1\""), "{xml}");
     assert_eq!(xml.matches("<failure").count(), 1, "{xml}");
 }
+
+const GIVEN: &str = "
+version: 1
+name: p
+source:
+  files: {path: landing}
+  schema: {id: string not null, store: string, at: timestamp}
+  event_time: at
+tables:
+  bronze.orders: {from: source}
+  silver.orders:
+    from: bronze.orders
+    sql: SELECT id, store FROM batch
+    write: {upsert: {key: id}}
+  gold.stores:
+    from: bronze.orders
+    aggregate: {by: store, measures: {orders: count(*)}}
+tests:
+  - name: rows that a table has got before do not stand in the way of those of the source
+    given:
+      silver.orders: [{id: a, store: x}]
+      source:
+        - {id: b, store: x, at: 2025-12-31T00:00:00Z}
+        - {id: c, store: y, at: 2025-12-31T00:01:00Z}
+        - {id: d, store: y, at: 2025-12-31T00:02:00Z}
+    expect:
+      bronze.orders: {count: 3}
+      silver.orders: [{id: a, store: x}, {id: b, store: x}, {id: c, store: y}, {id: d, store: y}]
+      gold.stores: [{store: x, orders: 1}, {store: y, orders: 2}]
+  - name: a table that remembers counts what the table above it was given
+    given:
+      bronze.orders: [{id: a, store: x, at: 2025-12-31T00:00:00Z}]
+      source: [{id: b, store: x, at: 2025-12-31T00:01:00Z}]
+    expect:
+      gold.stores: [{store: x, orders: 2}]
+";
+
+#[test]
+fn tables_that_remember_see_the_source_in_tests_that_give_a_table_rows() {
+    let sandbox = Sandbox::new("test-given");
+    sandbox.write("p.yaml", GIVEN);
+    sandbox.tidegate(&["test", "p.yaml"]).run().success();
+}

@@ -538,7 +538,7 @@ pub enum RawOff {
 pub struct RawDeadLetterSettings {
     /// Table. Default: dlq.<name>
     pub table: Option<String>,
-    /// Share of a batch's input rows above which the batch fails before anything is written, such as 5%.
+    /// Share of a batch's input rows above which the batch fails before anything is written, such as 5%. Rows that windows and joins emit do not count.
     pub fail_above: Option<Quantity>,
 }
 

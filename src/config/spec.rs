@@ -447,7 +447,8 @@ pub enum WriteSpec {
 pub struct DeadLetterSpec {
     /// Table name, such as `dlq.orders`.
     pub table: String,
-    /// Share of a batch's input rows, 0..=1, above which the batch fails before anything is written.
+    /// Share of a batch's input rows, 0..=1, above which the batch fails before anything is written. Letters about rows that
+    /// windows and joins emit do not count: those may have been read long ago.
     pub fail_above: Option<f64>,
 }
 

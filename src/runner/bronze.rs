@@ -1,9 +1,9 @@
 //! A half-done batch whose records the source has let go, finished from the tables that already hold them.
 //!
-//! It is exact or it does not happen. Every table that reads the lost source directly must carry the batch. Where a table
-//! downstream still needs those rows, they are read back: from a table that appends and keeps each row's coordinates and
-//! batch, that nobody has changed since, all of them, in the order of the records. And the batch's dead letters must be in
-//! their table, because what was set aside cannot be found again.
+//! It is exact or it does not happen. Every table that reads the lost source directly, on either side of a join, must carry
+//! the batch. Where a table downstream still needs those rows, they are read back: from a table that appends and keeps each
+//! row's coordinates and batch, that nobody has changed since, all of them, in the order of the records. And the batch's
+//! dead letters must be in their table, because what was set aside cannot be found again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use arrow::datatypes::{Int32Type, Int64Type, Schema};
 
 use super::Runner;
 use super::shaping::{Records, Rows};
-use crate::config::spec::From;
+use crate::config::spec::{From, TableSpec};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::model::batch::BatchPlan;
 use crate::model::loss::Lost;
@@ -147,15 +147,18 @@ impl Runner {
         let tables = self.parts.spec.tables.clone();
         let mut rows_of: BTreeMap<&String, u64> = BTreeMap::new();
         for table in &tables {
-            let source = match &table.from {
-                From::Source(source) if lost.contains(source) => source,
-                From::Table(upstream)
-                    if found.unknown.contains(upstream) && self.parts.transform.reads(&table.name).batch =>
-                {
+            // A join has two inputs: what is gone or not known on either side makes all of its rows so.
+            let inputs = table.inputs();
+            let source = inputs.iter().find_map(|from| match from {
+                From::Source(source) => Some(source).filter(|source| lost.contains(*source)),
+                From::Table(_) => None,
+            });
+            let Some(source) = source else {
+                let is_unknown = |from: &&From| matches!(from, From::Table(name) if found.unknown.contains(name));
+                if inputs.iter().any(is_unknown) && self.is_fed(table) {
                     found.unknown.insert(table.name.clone());
-                    continue;
                 }
-                _ => continue,
+                continue;
             };
             if !self.carries(&table.name, plan) {
                 return Ok(Err(format!("{} does not have batch {batch} yet", table.name)));
@@ -183,14 +186,20 @@ impl Runner {
         let mut wanted = BTreeSet::new();
         for table in self.parts.spec.tables.iter().rev() {
             let is_due = !self.carries(&table.name, plan) || wanted.contains(&table.name);
-            if let From::Table(upstream) = &table.from
-                && is_due
-                && self.parts.transform.reads(&table.name).batch
-            {
-                wanted.insert(upstream.clone());
+            if !is_due || !self.is_fed(table) {
+                continue;
             }
+            wanted.extend(table.inputs().into_iter().filter_map(|from| match from {
+                From::Table(upstream) => Some(upstream.clone()),
+                From::Source(_) => None,
+            }));
         }
         wanted
+    }
+
+    /// Whether a table is made of the rows of the batch; one that remembers works them in, whatever its query reads.
+    fn is_fed(&self, table: &TableSpec) -> bool {
+        table.keeps.is_some() || self.parts.transform.reads(&table.name).batch
     }
 
     /// The rows that were shaped for a table that carries the batch, or why they cannot be told.

@@ -9,11 +9,11 @@ use chrono::{DateTime, Utc};
 
 use super::bronze::ReadBack;
 use super::keeping::Keeping;
-use crate::config::spec::{Action, DeadLetterSpec, From, PipelineSpec, TableSpec, WriteSpec};
+use crate::config::spec::{Action, DeadLetterSpec, From, OperatorSpec, PipelineSpec, TableSpec, WriteSpec};
 use crate::error::{Code, Error, ErrorKind, Result};
 use crate::model::batch::BatchPlan;
 use crate::model::forget::Key;
-use crate::transform::{BatchContext, DeadLetter, Inputs, Shaped, Transform, dead_letter};
+use crate::transform::{BatchContext, DeadLetter, Inputs, Shaped, Stage, Transform, dead_letter};
 
 /// Rows as the parts of a run share them.
 pub(super) type Rows = Arc<Vec<RecordBatch>>;
@@ -198,8 +198,9 @@ impl Shaping {
             shaping.dead_letters = held.dead_letters;
             return Ok(shaping);
         }
+        let of_rows_read = of_rows_read(spec, &dead);
         shaping.set_aside(spec, dead, &records.into_values().flatten().collect::<Vec<_>>())?;
-        check_budget(spec.dead_letters.as_ref(), shaping.dead_letters, shaping.input_rows)?;
+        check_budget(spec.dead_letters.as_ref(), of_rows_read, shaping.input_rows)?;
         Ok(shaping)
     }
 
@@ -338,10 +339,36 @@ impl Shaping {
     }
 }
 
-/// The dead-letter budget, checked before anything commits.
+/// How many letters are about rows that the batch read. What windows and joins emit may have been read long ago: a batch
+/// that closes many of them is no sign of a wrong schema, however few rows it reads.
+fn of_rows_read(spec: &PipelineSpec, dead: &[DeadLetter]) -> u64 {
+    let mut emitting: BTreeSet<&str> = BTreeSet::new();
+    let mut below: BTreeSet<&str> = BTreeSet::new();
+    for table in &spec.tables {
+        let is_emitted = |from: &&From| matches!(from, From::Table(name) if emitting.contains(name.as_str()));
+        let is_below = table.inputs().iter().any(is_emitted);
+        if is_below {
+            below.insert(&table.name);
+        }
+        // Deduplication only remembers keys: the rows that it lets through are those of the batch.
+        let emits = table.keeps.as_ref().is_some_and(|keeps| !matches!(keeps.operator, OperatorSpec::Dedupe(_)));
+        if is_below || emits {
+            emitting.insert(&table.name);
+        }
+    }
+    // A source may be called what a table is called. What a window or join finds late has just arrived at it.
+    let is_read = |letter: &&DeadLetter| match letter.stage {
+        Stage::Decode => true,
+        Stage::Late => !below.contains(letter.table.as_str()),
+        Stage::Expect | Stage::Key => !emitting.contains(letter.table.as_str()),
+    };
+    dead.iter().filter(is_read).count() as u64
+}
+
+/// The dead-letter budget, checked before anything commits: `dead` of the `rows` that were read.
 pub(super) fn check_budget(spec: Option<&DeadLetterSpec>, dead: u64, rows: u64) -> Result<()> {
-    let Some(limit) = spec.and_then(|spec| spec.fail_above) else { return Ok(()) };
-    let share = dead as f64 / rows.max(1) as f64;
+    let Some(limit) = spec.and_then(|spec| spec.fail_above).filter(|_| rows > 0) else { return Ok(()) };
+    let share = dead as f64 / rows as f64;
     if dead == 0 || share <= limit {
         return Ok(());
     }

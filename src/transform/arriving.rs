@@ -2,7 +2,7 @@
 //! count, and what is said of the others.
 
 use arrow::array::{ArrayRef, AsArray, RecordBatch};
-use arrow::datatypes::{Field, Int32Type, SchemaRef};
+use arrow::datatypes::{Field, FieldRef, Int32Type};
 use chrono::{DateTime, SecondsFormat};
 use chrono_tz::Tz;
 
@@ -91,20 +91,27 @@ pub(super) fn column(rows: &RecordBatch, field: &Field) -> Result<ArrayRef> {
     })
 }
 
-/// Saved columns in the order of the schema, its last one being [`FORMAT_COLUMN`].
-pub(super) fn saved_columns(what: &str, schema: &SchemaRef, saved: &RecordBatch) -> Result<Vec<ArrayRef>> {
+/// Saved columns in the order of `fields`, without which nobody can tell what the entries are. They have the format that
+/// this release writes.
+pub(super) fn saved_columns<'a>(
+    what: &str,
+    fields: impl Iterator<Item = &'a FieldRef>,
+    saved: &RecordBatch,
+) -> Result<Vec<ArrayRef>> {
     let formats = saved.column_by_name(FORMAT_COLUMN).and_then(|column| column.as_primitive_opt::<Int32Type>());
     if !formats.is_some_and(|formats| formats.iter().all(|format| format == Some(FORMAT))) {
         return Err(Error::config(format!("the saved state of {what} has another format than {FORMAT}"))
             .help("run the release of tidegate that wrote it, or start the table anew"));
     }
-    let column = |field: &std::sync::Arc<Field>| {
+    let column = |field: &FieldRef| {
         let fits = |column: &&ArrayRef| column.data_type() == field.data_type();
         saved.column_by_name(field.name()).filter(fits).cloned().ok_or_else(|| {
             let text =
                 format!("the saved state of {what} has no column `{}` of type {}", field.name(), field.data_type());
-            Error::config(text).help("its rows have other columns now; start the table anew")
+            Error::config(text)
+                .help("nothing was read or written; cast the column back to the type it had, in the table before")
+                .help("or give the table a new name: it starts with the rows to come, and remembers nothing of earlier ones")
         })
     };
-    schema.fields().iter().map(column).collect()
+    fields.map(column).collect()
 }

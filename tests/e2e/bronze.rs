@@ -358,3 +358,119 @@ fn a_bronze_that_drops_the_batch_of_its_rows_cannot_feed_silver_but_needs_not_to
     sandbox.drain("orders.yaml").code(&[66]).says("finished from Bronze");
     assert_eq!(lake::lines(&sandbox.path().join("lake/silver/orders"), "SELECT id, amount FROM t"), ["a|1"]);
 }
+
+/// Orders on the left, payments on the right, of files each; #RIGHT is what stands between.
+const JOINED: &str = r#"version: 1
+name: orders
+lake: ./lake
+checkpoints: ./checkpoints
+sources:
+  orders:
+    files: {path: orders, pattern: "*.ndjson"}
+    format: json
+    schema: {order_id: string, at: timestamp, n: long}
+    event_time: at
+  payments:
+    files: {path: payments, pattern: "*.ndjson"}
+    format: json
+    schema: {order_id: string, at: timestamp, n: long}
+    event_time: at
+tables:
+  bronze.orders:
+    from: orders
+    write: append
+  bronze.payments:
+    from: payments
+    sql: SELECT order_id, at, n#COORDINATES FROM batch
+    write: append
+  silver.matches:
+    join: {left: bronze.orders, right: #RIGHT, on: order_id, within: 10m}
+    watermark: {delay: 5m}
+    sql: SELECT order_id, n, payments_n FROM batch
+    write: append
+dead_letters: {table: dlq.orders}
+"#;
+
+/// Two batches; the payment of the second is of an order of the first, its order waits.
+struct Sides {
+    sandbox: Sandbox,
+}
+
+impl Sides {
+    fn new(test: &str, right: &str, coordinates: &str) -> Sides {
+        let sandbox = Sandbox::new(test);
+        sandbox.write("orders.yaml", &JOINED.replace("#RIGHT", right).replace("#COORDINATES", coordinates));
+        let sides = Sides { sandbox };
+        sides.land("orders/a", "one", 0, 1);
+        sides.land("payments/a", "none", 0, 2);
+        sides.sandbox.drain("orders.yaml").success();
+        sides.land("orders/b", "two", 1, 3);
+        sides.land("payments/b", "one", 1, 4);
+        sides.sandbox.drain("orders.yaml").success();
+        assert_eq!(sides.matches(), ["one|1|4"]);
+        sides
+    }
+
+    fn land(&self, file: &str, order: &str, minute: u32, n: u32) {
+        let line = format!("{{\"order_id\":\"{order}\",\"at\":\"2026-03-17T00:{minute:02}:00Z\",\"n\":{n}}}\n");
+        self.sandbox.write(&format!("{file}.ndjson"), &line);
+    }
+
+    fn matches(&self) -> Vec<String> {
+        lake::lines(&self.sandbox.path().join("lake/silver/matches"), "SELECT order_id, n, payments_n FROM t")
+    }
+
+    /// The payments of the second batch are gone, and without them it cannot be done; with them nothing is missing.
+    fn refused_until_they_are_back(&self, reason: &str) {
+        self.sandbox.remove("payments/b.ndjson");
+        let run = self.sandbox.drain("orders.yaml").code(&[66]).says("the batch was begun").says(reason);
+        assert!(self.matches().is_empty(), "{}", run.report());
+        self.land("payments/b", "one", 1, 4);
+        self.sandbox.drain("orders.yaml").success();
+        assert_eq!(self.matches(), ["one|1|4"]);
+    }
+
+    /// A payment for the order of the second batch, an order for its payment.
+    fn go_on(&self) {
+        self.land("orders/c", "one", 2, 5);
+        self.land("payments/c", "two", 2, 6);
+        self.sandbox.drain("orders.yaml").success();
+        assert_eq!(self.matches(), ["one|1|4", "one|5|4", "two|3|6"]);
+    }
+}
+
+#[test]
+fn a_join_without_the_batch_is_not_finished_without_the_records_of_its_right_side() {
+    let sides = Sides::new("join-right", "payments", "");
+    undo(&sides.sandbox, &["silver/matches"]);
+    sides.refused_until_they_are_back("silver.matches does not have batch 1 yet");
+    sides.go_on();
+}
+
+#[test]
+fn a_join_without_the_batch_needs_the_rows_of_its_right_side_from_the_table_that_has_them() {
+    let sides = Sides::new("join-right-table", "bronze.payments", "");
+    undo(&sides.sandbox, &["silver/matches"]);
+    sides.refused_until_they_are_back("bronze.payments does not keep its rows as they came");
+    sides.go_on();
+    let kept = Sides::new("join-right-kept", "bronze.payments", ", _topic, _partition, _offset, _batch_id");
+    undo(&kept.sandbox, &["silver/matches"]);
+    kept.sandbox.remove("payments/b.ndjson");
+    kept.sandbox.drain("orders.yaml").code(&[66]).says("finished from Bronze").says("put the file back");
+    assert_eq!(kept.matches(), ["one|1|4"]);
+    kept.land("payments/b", "one", 1, 4);
+    kept.go_on();
+}
+
+#[test]
+fn a_join_that_has_the_batch_remembers_the_rows_of_a_side_that_nobody_can_give_back() {
+    for (test, right) in [("join-done", "payments"), ("join-done-table", "bronze.payments")] {
+        let sides = Sides::new(test, right, "");
+        undo(&sides.sandbox, &[]);
+        sides.sandbox.remove("payments/b.ndjson");
+        sides.sandbox.drain("orders.yaml").code(&[66]).says("finished from Bronze").says("put the file back");
+        assert_eq!(sides.matches(), ["one|1|4"]);
+        sides.land("payments/b", "one", 1, 4);
+        sides.go_on();
+    }
+}

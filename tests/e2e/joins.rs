@@ -230,3 +230,124 @@ fn columns_that_cannot_be_told_apart_or_matched_by_are_refused_where_they_are_na
     }
     run.says("5 problems found; nothing was run");
 }
+
+/// One line: an order or a payment, `minutes` after the first.
+fn line(order: &str, minutes: i64, rest: &str) -> String {
+    let at = chrono::DateTime::from_timestamp(START + minutes * MINUTE, 0).expect("a time").to_rfc3339();
+    format!("{{\"order_id\":\"{order}\",\"at\":\"{at}\"{rest}}}\n")
+}
+
+const SIDES: &str = r#"version: 1
+name: orders
+lake: ./lake
+checkpoints: ./checkpoints
+sources:
+  orders:
+    files: {path: orders, pattern: "*.ndjson"}
+    format: json
+    schema: {order_id: string, at: timestamp, n: long#LEFT}
+    event_time: at
+  payments:
+    files: {path: payments, pattern: "*.ndjson"}
+    format: json
+    schema: {order_id: string, at: timestamp, payment_id: string#RIGHT}
+    event_time: at
+tables:
+  bronze.orders:
+    from: orders
+    write: append
+  bronze.payments:
+    from: payments
+    write: append
+  silver.pairs:
+    join: {left: bronze.orders, right: bronze.payments, on: order_id, within: 10m, type: left}
+    watermark: {delay: 5m}
+    write: append
+    #EXPECT
+dead_letters: {table: dlq.orders#LIMIT}
+"#;
+
+fn sides(left: &str, right: &str) -> String {
+    let text = SIDES.replace("#LEFT", left).replace("#RIGHT", right);
+    text.replace("#EXPECT", "").replace("#LIMIT", "")
+}
+
+#[test]
+fn rows_that_wait_are_joined_when_a_column_has_been_added_dropped_or_renamed_by_the_other_side() {
+    let sandbox = Sandbox::in_memory("joins-columns");
+    let pairs = |columns: &str| {
+        let sql = format!("SELECT order_id, n, payment_id, {columns} FROM t");
+        lake::lines(&sandbox.path().join("lake/silver/pairs"), &sql)
+    };
+    sandbox.write(FILE, &sides("", ""));
+    // Two batches, so that there is a file of changes.
+    for n in [1, 2] {
+        sandbox.write(&format!("orders/{n}.ndjson"), &line(&format!("o{n}"), 0, &format!(",\"n\":{n}")));
+        sandbox.write(&format!("payments/{n}.ndjson"), &line(&format!("p{n}"), 0, &format!(",\"payment_id\":\"{n}\"")));
+        sandbox.drain(FILE).success();
+    }
+    // A column on the right only; what waits on the left does not have it either.
+    sandbox.write(FILE, &sides("", ", note: string"));
+    sandbox.write("orders/3.ndjson", &(line("p1", 1, ",\"n\":3") + &line("o3", 1, ",\"n\":4")));
+    let told = |id: u32| format!(",\"payment_id\":\"{id}\",\"note\":\"right {id}\"");
+    sandbox.write("payments/3.ndjson", &(line("o1", 1, &told(3)) + &line("p3", 1, &told(4))));
+    sandbox.drain(FILE).success();
+    let null = lake::NULL;
+    let mut expected = vec![format!("o1|1|3|right 3"), format!("p1|3|1|{null}")];
+    lake::assert_same("a column on the right", &expected, &pairs("note"));
+    // Now on the left, too: the right side's has another name in pairs, and keeps its values. The table keeps the older rows.
+    sandbox.write(FILE, &sides(", note: string", ", note: string"));
+    sandbox.write("orders/4.ndjson", &line("p3", 2, ",\"n\":5,\"note\":\"left 5\""));
+    sandbox.write("payments/4.ndjson", &line("o2", 2, &told(6)));
+    sandbox.drain(FILE).success();
+    expected = vec![
+        format!("o1|1|3|right 3|{null}"),
+        format!("o2|2|6|{null}|right 6"),
+        format!("p1|3|1|{null}|{null}"),
+        format!("p3|5|4|left 5|right 4"),
+    ];
+    lake::assert_same("a column on both sides", &expected, &pairs("note, payments_note"));
+    // And gone from the left again.
+    sandbox.write(FILE, &sides("", ", note: string"));
+    sandbox.write("orders/5.ndjson", &(line("p2", 3, ",\"n\":7") + &line("p3", 3, ",\"n\":8")));
+    sandbox.write("payments/5.ndjson", &line("o3", 3, &told(9)));
+    sandbox.drain(FILE).success();
+    expected.extend([
+        format!("o3|4|9|right 9|{null}"),
+        format!("p2|7|2|{null}|{null}"),
+        format!("p3|8|4|right 4|{null}"),
+    ]);
+    expected.sort_unstable();
+    lake::assert_same("a column that is gone", &expected, &pairs("note, payments_note"));
+}
+
+#[test]
+fn the_budget_is_about_rows_that_a_batch_reads_and_not_about_those_that_a_join_lets_go_of() {
+    let sandbox = Sandbox::in_memory("joins-budget");
+    let rule = "expect: {paid: {check: payment_id IS NOT NULL, else: quarantine}}";
+    let text = SIDES.replace("#LEFT", "").replace("#RIGHT", "").replace("#EXPECT", rule);
+    sandbox.write(FILE, &text.replace("#LIMIT", ", fail_above: 5%"));
+    let dead = || lake::lines(&sandbox.path().join("lake/dlq/orders"), "SELECT stage, rule FROM t");
+    let mut orders: String = (0..57).map(|n| line(&format!("o{n}"), 0, &format!(",\"n\":{n}"))).collect();
+    let mut payments = String::new();
+    let mut land = |order: &str, payment: &str| {
+        orders.push_str(order);
+        payments.push_str(payment);
+        sandbox.write("orders/1.ndjson", &orders);
+        sandbox.write("payments/1.ndjson", &payments);
+    };
+    let payment = |minutes: i64| line("none", minutes, ",\"payment_id\":\"0\"");
+    land("", &payment(0));
+    sandbox.drain(FILE).success();
+    // A batch of two rows ends the wait of all of them, which is no sign of a wrong schema.
+    land(&line("later", 30, ",\"n\":57"), &payment(30));
+    sandbox.drain(FILE).success();
+    assert_eq!(dead(), vec!["expect|paid".to_string(); 57]);
+    // So does a batch without rows.
+    let flush = ["run", FILE, "--trigger", "available_now", "--flush"];
+    sandbox.tidegate(&flush).run().success();
+    assert_eq!(dead().len(), 58);
+    // What arrives late was read.
+    land(&line("late", 0, ",\"n\":58"), "");
+    sandbox.drain(FILE).code(&[65]).says("1 of 1 rows (100.0 %) would be dead letters");
+}

@@ -182,7 +182,7 @@ impl Stateful for Dedupe {
     fn load(&mut self, saved: &[RecordBatch]) -> Result<()> {
         let width = self.what.key.len();
         for rows in saved {
-            let columns = saved_columns("deduplication", &self.saved, rows)?;
+            let columns = saved_columns("deduplication", self.saved.fields().iter(), rows)?;
             let keys = self.keys.encode(&columns[..width])?;
             let times = columns[width].as_primitive::<TimestampMicrosecondType>();
             let gone = columns[width + 1].as_boolean();

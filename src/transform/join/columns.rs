@@ -18,6 +18,8 @@ pub struct Columns {
     pub(super) right: Vec<Field>,
     /// Columns of pairs.
     pub(super) pairs: SchemaRef,
+    /// What stands before names that both sides have, on the right.
+    prefix: String,
 }
 
 /// Why two sides cannot be joined: which key of the file, what is wrong, what to do.
@@ -71,20 +73,35 @@ impl Columns {
             });
         }
         match misfits.is_empty() {
-            true => Ok(Columns { on: matched, left: ours, right: theirs, pairs: Arc::new(Schema::new(pairs)) }),
+            true => Ok(Columns {
+                on: matched,
+                left: ours,
+                right: theirs,
+                pairs: Arc::new(Schema::new(pairs)),
+                prefix: prefix.to_string(),
+            }),
             false => Err(misfits),
         }
     }
 }
 
 impl Columns {
+    /// What the right side's own columns are called in pairs.
+    pub(super) fn right_names(&self) -> impl Iterator<Item = &str> {
+        self.pairs.fields().iter().skip(self.on.len() + self.left.len()).map(|field| field.name().as_str())
+    }
+
+    /// What pairs call a column of the right side once the left side gets, or loses, one of its name.
+    pub(super) fn other_name(&self, column: &str, in_pairs: &str) -> String {
+        if column == in_pairs { format!("{}_{column}", self.prefix) } else { column.to_string() }
+    }
+
     /// The columns of pairs that are made from the column `name` of either side.
     pub(super) fn made_from(&self, name: &str) -> Vec<String> {
         let matched_and_left = self.on.iter().chain(&self.left).map(|field| (field, field.name()));
-        let right = self.right.iter().zip(self.pairs.fields().iter().skip(self.on.len() + self.left.len()));
-        let right = right.map(|(field, pair)| (field, pair.name()));
-        let made = matched_and_left.chain(right).filter(|(field, _)| field.name() == name);
-        made.map(|(_, pair)| pair.clone()).collect()
+        let matched_and_left = matched_and_left.map(|(field, pair)| (field, pair.as_str()));
+        let made = matched_and_left.chain(self.right.iter().zip(self.right_names()));
+        made.filter(|(field, _)| field.name() == name).map(|(_, pair)| pair.to_string()).collect()
     }
 }
 

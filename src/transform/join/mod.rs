@@ -24,10 +24,12 @@
 //!
 //! # Columns
 //!
-//! [`Columns`] are fixed when the pipeline is compiled: what `schema_drift: evolve` brings later is left out of pairs. The
-//! coordinates `_topic`, `_partition`, `_offset` (and `_batch_id`, `_ingested_at`) are those of the left row, whose stream
-//! the pairs belong to. An upsert of pairs is ranked by them where `order_by` leaves a tie, so of several partners of one
-//! left row the first to come out stays: where the newest one should, `order_by` must name a column of the right side.
+//! [`Columns`] are fixed when the pipeline is compiled: what `schema_drift: evolve` brings later is left out of pairs. Rows
+//! that wait since before a column was added to the pipeline have null there.
+//!
+//! The coordinates `_topic`, `_partition`, `_offset` (and `_batch_id`, `_ingested_at`) are those of the left row, whose
+//! stream the pairs belong to. An upsert of pairs is ranked by them where `order_by` leaves a tie, so of several partners of
+//! one left row the first to come out stays: where the newest one should, `order_by` must name a column of the right side.
 
 mod codec;
 pub mod columns;
@@ -266,17 +268,53 @@ impl Join {
         self.finish(columns, 1, true).map(Some)
     }
 
+    /// A side's own columns of saved rows, as far as its rows have them: null in a column that is new since then. One that
+    /// is gone is left out. Rows of the other side have anything there.
+    fn carried(&self, side: usize, sides: &StringArray, saved: &RecordBatch) -> Result<Vec<ArrayRef>> {
+        let has_values = |column: &&ArrayRef| {
+            (0..saved.num_rows())
+                .any(|row| column.is_valid(row) && sides.is_valid(row) && sides.value(row) == SIDES[side])
+        };
+        let found = |name: &str| saved.column_by_name(name).filter(has_values);
+        let columns = &self.what.columns;
+        let carried = |(field, in_pairs): (&Field, &str)| {
+            // On the right it had another name if the left side has got a column of its name since, or has lost it.
+            let other = Some(columns.other_name(field.name(), in_pairs)).filter(|other| {
+                side == 1
+                    && saved.column_by_name(field.name()).is_some()
+                    && !columns.right_names().any(|name| name == other)
+            });
+            match found(in_pairs).or_else(|| found(&other?)) {
+                None => Ok(new_null_array(field.data_type(), saved.num_rows())),
+                Some(column) if column.data_type() == field.data_type() => Ok(column.clone()),
+                Some(column) => Err(Error::config(format!(
+                    "rows that wait in the join have `{}` as {}, and it is {} now",
+                    field.name(),
+                    column.data_type(),
+                    field.data_type()
+                ))
+                .help("nothing was read or written; cast the column back to the type it had, in the table before")
+                .help("or give it another name there: a column that is new is null in the rows that wait")),
+            }
+        };
+        match side {
+            0 => columns.left.iter().map(|field| carried((field, field.name()))).collect(),
+            _ => columns.right.iter().zip(columns.right_names()).map(carried).collect(),
+        }
+    }
+
     fn load_rows(&mut self, rows: &RecordBatch) -> Result<()> {
-        let columns = saved_columns("the join", &self.saved, rows)?;
+        // What rows carry besides may have changed since; what they are found by may not.
+        let (fields, on) = (self.saved.fields(), OWN.len() + self.what.columns.on.len());
+        let needed = fields.iter().take(on).chain(&fields[fields.len() - 2..]);
+        let columns = saved_columns("the join", needed, rows)?;
         let sides = columns[0].as_string::<i32>();
         let numbers = columns[1].as_primitive::<Int64Type>();
         let times = columns[2].as_primitive::<TimestampMicrosecondType>();
-        let (matched, gone) = (columns[3].as_boolean(), columns[columns.len() - 2].as_boolean());
-        let (on, left) = (self.what.columns.on.len(), self.what.columns.left.len());
-        let (on, own) = columns[OWN.len()..columns.len() - 2].split_at(on);
-        let (left, right) = own.split_at(left);
+        let (matched, gone) = (columns[3].as_boolean(), columns[on].as_boolean());
+        let (on, left, right) = (&columns[OWN.len()..on], self.carried(0, sides, rows)?, self.carried(1, sides, rows)?);
         let keys = self.key.encode(on)?;
-        let rest = [self.rest[0].encode(left)?, self.rest[1].encode(right)?];
+        let rest = [self.rest[0].encode(&left)?, self.rest[1].encode(&right)?];
         for row in 0..rows.num_rows() {
             if gone.value(row) {
                 self.pass(times.value(row));

@@ -183,6 +183,85 @@ fn columns_that_come_later_are_left_out_of_pairs() {
     assert!(found.rows[0].column_by_name("new").is_none());
 }
 
+/// Sides with these columns besides `k` and `at`, each of them null or 7.
+fn joined_by_k(left: &[(&str, DataType)], right: &[(&str, DataType)]) -> Join {
+    let of = |fields: &[(&str, DataType)]| {
+        let matched = [("k", DataType::Int64), ("at", timestamp())];
+        let fields = matched.iter().chain(fields).map(|(name, of)| Field::new(*name, of.clone(), true));
+        Schema::new(fields.collect::<Vec<_>>())
+    };
+    let columns = Columns::of(&of(left), &of(right), &["k".to_string()], "r");
+    let columns = columns.unwrap_or_else(|misfits| panic!("{}", misfits[0].message));
+    let event_times = ["at".to_string(), "at".to_string()];
+    Join::new(Joining { columns, event_times, within: 10, outer: false, late: Late::Drop }, chrono_tz::UTC).unwrap()
+}
+
+/// A row of such a side.
+fn with(columns: &[(&str, Option<i64>)]) -> RecordBatch {
+    let times: ArrayRef = Arc::new(TimestampMicrosecondArray::from(vec![1]).with_timezone("UTC"));
+    let ints = |value: Option<i64>| Arc::new(Int64Array::from(vec![value])) as ArrayRef;
+    let matched = [("k", ints(Some(1)), true), ("at", times, true)];
+    let columns = columns.iter().map(|(name, value)| (*name, ints(*value), true));
+    RecordBatch::try_from_iter_with_nullable(matched.into_iter().chain(columns)).unwrap()
+}
+
+#[test]
+fn rows_that_wait_keep_the_values_of_their_own_side_when_columns_come_and_go() {
+    const INT: DataType = DataType::Int64;
+    let (x, y) = ([("x", INT)], [("y", INT)]);
+    // Columns of both sides then, of both now, and what `x`, `r_x` and `y` of the pair are.
+    type Columns<'a> = &'a [(&'a str, DataType)];
+    type Case<'a> = ([Columns<'a>; 2], [Columns<'a>; 2], [Option<i64>; 3]);
+    let cases: [Case<'_>; 7] = [
+        ([&x, &y], [&x, &y], [Some(10), None, Some(21)]),
+        ([&[], &x], [&x, &x], [None, Some(20), None]),
+        ([&x, &x], [&[], &x], [Some(20), None, None]),
+        ([&x, &[]], [&x, &x], [Some(10), None, None]),
+        ([&x, &x], [&x, &[]], [Some(10), None, None]),
+        ([&x, &[]], [&[], &x], [None, None, None]),
+        ([&[], &x], [&x, &y], [None, None, None]),
+    ];
+    for (number, (then, now, expected)) in cases.into_iter().enumerate() {
+        let mut before = joined_by_k(then[0], then[1]);
+        let row = |side: usize, columns: Columns<'_>| {
+            let value = |name: &str| Some(10 + 10 * side as i64 + i64::from(name == "y"));
+            with(&columns.iter().map(|(name, _)| (*name, value(name))).collect::<Vec<_>>())
+        };
+        before.step(&[vec![row(0, then[0])], Vec::new()], &at(None, None)).unwrap();
+        let saved = before.whole().unwrap();
+        let mut after = joined_by_k(now[0], now[1]);
+        after.load(&saved).unwrap();
+        // The right row comes before the change, too.
+        before.step(&[Vec::new(), vec![row(1, then[1])]], &at(None, None)).unwrap();
+        after.load(&before.changes().unwrap()).unwrap();
+        let waiting = after.whole().unwrap();
+        let value = |name: &str| {
+            let columns = waiting.iter().filter_map(|rows| rows.column_by_name(name));
+            let values = columns.flat_map(|column| column.as_primitive::<Int64Type>().iter()).flatten();
+            values.collect::<Vec<_>>()
+        };
+        let found = ["x", "r_x", "y"].map(|name| value(name).first().copied());
+        assert_eq!(found, expected, "case {number}");
+        assert_eq!(after.size().rows, 2, "case {number}");
+    }
+}
+
+#[test]
+fn rows_that_wait_with_a_value_of_another_type_are_refused_and_those_without_are_not() {
+    let mut before = joined_by_k(&[("x", DataType::Int64), ("y", DataType::Int64)], &[("z", DataType::Int64)]);
+    let left = with(&[("x", Some(7)), ("y", None)]);
+    before.step(&[vec![left], Vec::new()], &at(None, None)).unwrap();
+    let saved = before.whole().unwrap();
+    let load = |left: &[(&str, DataType)]| joined_by_k(left, &[("z", DataType::Utf8)]).load(&saved);
+    load(&[("x", DataType::Int64), ("y", DataType::Utf8)]).unwrap();
+    let error = load(&[("x", DataType::Utf8)]).unwrap_err();
+    assert_eq!(error.message(), "rows that wait in the join have `x` as Int64, and it is Utf8 now");
+    let columns = saved[0].schema().fields().len();
+    let without_key: Vec<usize> = (0..columns).filter(|at| saved[0].schema().field(*at).name() != "k").collect();
+    let error = before.load(&[saved[0].project(&without_key).unwrap()]).unwrap_err();
+    assert_eq!(error.message(), "the saved state of the join has no column `k` of type Int64");
+}
+
 #[test]
 fn sides_that_do_not_fit_are_refused() {
     let of = |fields: &[(&str, DataType)]| {
