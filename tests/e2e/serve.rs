@@ -507,7 +507,7 @@ source:
   format: json
   schema: {t: timestamp}
   event_time: t
-trigger: available_now
+trigger: {processing_time: 1s}
 tables:
   bronze.windows: {from: source, write: append}
   gold.windows:
