@@ -1,6 +1,8 @@
 //! Windows beside whatever else is done to a pipeline: tables that join in the middle of a batch, letters that are replayed
 //! first, rows that a backfill brought back, rows that upstream has let go of, positions that go back.
 
+use tidegate::runner::clock::{Clock as _, SystemClock};
+
 use super::super::bronze::delete;
 use super::oracle::{Cut, DAY, Emit, HOUR, Rules, SECOND};
 use super::world::{FILE, World, at, pipeline};
@@ -245,7 +247,7 @@ fn what_a_flush_closes_before_its_time_is_not_too_far_ahead_for_the_windows_belo
     emit: final
 dead_letters";
     world.sandbox.write(FILE, &pipeline(&[day], 100).replace("dead_letters", months));
-    let now = chrono::Utc::now().to_rfc3339();
+    let now = SystemClock.now().to_rfc3339();
     world.events("a.ndjson", &[&now, &now]);
     world.run(FLUSHED).success();
     assert_eq!(world.table("gold.months", "SELECT n FROM t"), ["2"]);
