@@ -372,6 +372,11 @@ pub struct WatermarkSpec {
     pub columns: Vec<String>,
 }
 
+impl WatermarkSpec {
+    /// `idle` where the file does not say it.
+    pub const IDLE: Micros = 5 * 60 * 1_000_000;
+}
+
 /// Upstream of a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum From {

@@ -134,9 +134,18 @@ impl Keeping {
 
     /// Where the rows of `table` say that time is, but not past what a join above may still bring: its rows are at most `within`
     /// behind its own watermark, whichever of its partitions they come from.
-    fn flowed(&self, table: &str, clocks: &Clocks, patience: Patience, now: Micros) -> Option<Micros> {
+    ///
+    /// `planned` has the watermarks of this batch where they are not known otherwise.
+    fn flowed(
+        &self,
+        table: &str,
+        clocks: &Clocks,
+        patience: Patience,
+        now: Micros,
+        planned: &BTreeMap<&str, Micros>,
+    ) -> Option<Micros> {
         let joins = self.0.get(table).map(|kept| &*kept.above.joins).unwrap_or_default();
-        let reached = |join: &String| self.0.get(join).and_then(Kept::reached);
+        let reached = |join: &str| planned.get(join).copied().or_else(|| self.0.get(join).and_then(Kept::reached));
         let held_back = joins.iter().map(|(join, within)| reached(join).map(|at| at.saturating_sub(*within)));
         // No time at all is before every time.
         std::iter::once(clocks.watermark(patience, now)).chain(held_back).min().flatten()
@@ -217,7 +226,8 @@ impl Runner {
                 Code::StateLost => error.help(self.without_state(table)),
                 _ => error,
             })?;
-            keeping.0.insert(table.name.clone(), Kept { above: Above::of(&spec, table, keeps), ..kept });
+            let above = Above::of(&spec, &*self.parts.transform, table, keeps);
+            keeping.0.insert(table.name.clone(), Kept { above, ..kept });
         }
         self.keeping = Some(keeping);
         Ok(())
@@ -241,6 +251,8 @@ impl Runner {
         let mut watermarks = Watermarks { by_table: BTreeMap::new(), closes: false };
         let Some(keeping) = &self.keeping else { return watermarks };
         let mut moving: BTreeSet<&str> = BTreeSet::new();
+        // Of tables that let nothing go in this batch.
+        let mut planned: BTreeMap<&str, Micros> = BTreeMap::new();
         for table in &self.parts.spec.tables {
             let is_below = table.inputs().into_iter().any(|from| match from {
                 From::Table(name) => moving.contains(name.as_str()),
@@ -250,7 +262,7 @@ impl Runner {
                 moving.insert(&table.name);
             }
             let (Some(keeps), Some(kept)) = (&table.keeps, keeping.0.get(&table.name)) else { continue };
-            let flowed = keeping.flowed(&table.name, &kept.saved.clocks, patience(keeps), micros(now));
+            let flowed = keeping.flowed(&table.name, &kept.saved.clocks, patience(keeps), micros(now), &planned);
             let flowed = kept.saved.watermark.max(flowed);
             let due = kept.operator.due();
             let quiet_since = kept.saved.clocks.last();
@@ -263,6 +275,8 @@ impl Runner {
             if due.zip(watermark).is_some_and(|((first, _), watermark)| first <= watermark) {
                 watermarks.closes = true;
                 moving.insert(&table.name);
+            } else {
+                planned.extend(watermark.map(|watermark| (table.name.as_str(), watermark)));
             }
             if let Some(watermark) = watermark {
                 watermarks.by_table.insert(table.name.clone(), instant(watermark));
@@ -414,8 +428,9 @@ impl Shaping {
         let context = &self.context;
         let planned = self.watermarks.get(&table.name).copied().map(micros);
         let was = self.keeping.get(&table.name)?.saved.clocks.clone();
-        let flowed = self.keeping.flowed(&table.name, &was, patience(keeps), batch_time);
-        let next = self.keeping.flowed(&table.name, &clocks, patience(keeps), batch_time);
+        let nothing = BTreeMap::new();
+        let flowed = self.keeping.flowed(&table.name, &was, patience(keeps), batch_time, &nothing);
+        let next = self.keeping.flowed(&table.name, &clocks, patience(keeps), batch_time, &nothing);
         let kept = self.keeping.get(&table.name)?;
         // A batch that an operator made plans none; then what was reached stands.
         let in_force = planned.max(kept.saved.watermark);

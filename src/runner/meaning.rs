@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::spec::{From, KeepsSpec, OperatorSpec, PipelineSpec, TableSpec, WriteSpec};
+use crate::config::spec::{From, KeepsSpec, OperatorSpec, PipelineSpec, TableSpec, WatermarkSpec, WriteSpec};
 use crate::model::window::{Emit, Length};
 
 /// What gives each table's stored rows their meaning, readable, because the message that refuses a change shows it.
@@ -94,7 +94,11 @@ pub fn recipe(spec: &PipelineSpec) -> String {
         if let Some(keeps) = &table.keeps {
             add(&remembered(table, keeps));
             let watermark = &keeps.watermark;
-            add(&format!("{:?} {} {} {}", watermark.late, watermark.delay, watermark.max_ahead, watermark.idle));
+            add(&format!("{:?} {} {}", watermark.late, watermark.delay, watermark.max_ahead));
+            // Plans of a release that did not say it stay what they are, with the usual one.
+            if watermark.idle != WatermarkSpec::IDLE {
+                add(&format!("idle {}", watermark.idle));
+            }
         }
         for rule in &table.expect {
             add(&format!("{} {:?}", rule.name, rule.action));

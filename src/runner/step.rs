@@ -170,7 +170,7 @@ impl Runner {
             }
             let known = position.incarnations.get(name).cloned().unwrap_or_default();
             let next = source.bound(&from, &known, end, limits).await?;
-            if !next.ranges.is_empty() || !from.ranges_to(end).is_empty() {
+            if !next.ranges.is_empty() || next.is_refused {
                 waiting.insert(name.clone());
             }
             bounded.insert(name.clone(), next);

@@ -75,6 +75,8 @@ pub struct Bounded {
     pub lost: Vec<Loss>,
     /// Which topics the ranges belong to.
     pub incarnations: Incarnations,
+    /// Nothing was looked at: whoever was to read it is asked to stop. Rows may wait.
+    pub is_refused: bool,
 }
 
 impl From<OffsetRanges> for Bounded {

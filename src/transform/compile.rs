@@ -46,6 +46,8 @@ pub(super) struct CompiledTable {
     pub(super) lineage: bool,
     /// Columns that are the source's, as they came.
     pub(super) passed: BTreeSet<String>,
+    /// Columns that are those of the pairs of the join above it, as they came out.
+    pub(super) paired: BTreeSet<String>,
     pub(super) reads: Reads,
     /// It reads whole tables, or is fed by one that does: it is computed when those are already written.
     pub(super) deferred: bool,
@@ -212,7 +214,10 @@ impl TableCompiler<'_> {
         let mut compiled = TableCompiler { table: &prepared.table, batch, upstream, ..*self }.compile()?;
         if !own_rows {
             compiled.lineage = false;
-            compiled.passed.clear();
+            let passed = std::mem::take(&mut compiled.passed);
+            if matches!(spec.operator, OperatorSpec::Join(_)) {
+                compiled.paired = passed;
+            }
         }
         compiled.deferred |= deferred;
         compiled.keeps = Some(prepared.keeps);
@@ -266,6 +271,8 @@ impl TableCompiler<'_> {
             stored.column_with_name(name).is_some()
                 && self.upstream.is_none_or(|upstream| upstream.passed.contains(name))
         };
+        let is_paired = |name: &&String| self.upstream.is_some_and(|upstream| upstream.paired.contains(*name));
+        let paired = computed.passed.iter().filter(is_paired).cloned().collect();
         Ok(CompiledTable {
             spec: self.table.clone(),
             reads,
@@ -276,6 +283,7 @@ impl TableCompiler<'_> {
             checks,
             output: Arc::new(Schema::new(output)),
             passed: computed.passed.into_iter().filter(is_kept).collect(),
+            paired,
             stored,
             restore_order: computed.restore_order,
             lineage: computed.lineage && self.upstream.is_none_or(|upstream| upstream.lineage),

@@ -179,6 +179,10 @@ pub trait Transform: Send + Sync {
     /// under it.
     fn passes(&self, table: &str, column: &str) -> bool;
 
+    /// Whether the column `column` of `table` is the column of that name in the pairs of the join that its rows come from: no
+    /// SQL on the way computed anything else under it.
+    fn pairs_on(&self, table: &str, column: &str) -> bool;
+
     /// What `table` remembers between batches, empty as before the first; `None` = it remembers nothing.
     fn remembers(&self, table: &str) -> Result<Option<Box<dyn stateful::Stateful>>>;
 

@@ -37,6 +37,10 @@ impl Transform for CompiledPipeline {
         self.tables.get(table).is_some_and(|table| table.passed.contains(column))
     }
 
+    fn pairs_on(&self, table: &str, column: &str) -> bool {
+        self.tables.get(table).is_some_and(|table| table.paired.contains(column))
+    }
+
     fn remembers(&self, table: &str) -> Result<Option<Box<dyn Stateful>>> {
         let keeps = self.tables.get(table).and_then(|table| table.keeps.as_ref());
         keeps.map(|keeps| keeps.operator(self.spec.timezone)).transpose()

@@ -151,7 +151,7 @@ impl Source for Guarded {
         // Without news there is nothing to hold, so nothing to wait for; the source still looks for losses.
         let has_news = !from.ranges_to(end).is_empty();
         if has_news && !self.gate.enter_bounding(&self.name).await? {
-            return Ok(Bounded::default());
+            return Ok(Bounded { is_refused: true, ..Bounded::default() });
         }
         let limits = Limits { max_bytes: limits.max_bytes.min(self.gate.room.max_bytes), ..limits };
         let bounded = self.source.lock().await.bound(from, known, end, limits).await?;

@@ -358,7 +358,7 @@ impl Checker<'_> {
         let delay = length("delay", given.delay.as_ref()).unwrap_or(0);
         let keep = length("keep", given.keep.as_ref());
         let max_ahead = length("max_ahead", given.max_ahead.as_ref()).unwrap_or(HOUR);
-        let idle = length("idle", given.idle.as_ref()).unwrap_or(5 * MINUTE);
+        let idle = length("idle", given.idle.as_ref()).unwrap_or(WatermarkSpec::IDLE);
         let idle_after = length("idle_after", given.idle_after.as_ref());
         if given.keep.is_some() && !matches!(given.late, Some(RawLate::Update)) {
             let label = "remove it, or say `late: update`";

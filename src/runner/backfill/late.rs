@@ -32,7 +32,6 @@ impl Backfill {
         };
         let ahead = self.ahead(&dead_letters, plan);
         let Some(newest) = ahead.iter().filter_map(|(_, window)| window.upto).max() else { return Ok(()) };
-        self.wait_for(&dead_letters, newest).await?;
         let (mut dead, mut records, mut seen) = (Vec::new(), Vec::new(), HashSet::new());
         for (name, window) in ahead {
             dead.extend(self.derive(&name, window, plan).await?.dead.iter().cloned());
@@ -42,12 +41,12 @@ impl Backfill {
             }
         }
         if !dead.is_empty() {
+            self.wait_for(&dead_letters, newest).await?;
             let rows = vec![dead_letter::rows(&dead, &records, &self.context(plan))?];
             let except = ("status".to_string(), Status::Replayed.as_str().to_string());
             let change = Change::Missing { column: DEAD_ID.to_string(), except, rows };
             self.add_late(&dead_letters, change, newest, plan, record).await?;
         }
-        self.caps.insert(dead_letters, Some(newest));
         Ok(())
     }
 
@@ -55,7 +54,7 @@ impl Backfill {
     fn ahead(&self, dead_letters: &str, plan: &BackfillPlan) -> Vec<(String, Window)> {
         // Not known after a run that died and left no note: then as good as none.
         let letters = self.caps.get(dead_letters).copied().flatten();
-        let mut ahead = Vec::new();
+        let (mut ahead, mut loses) = (Vec::new(), false);
         for name in &plan.tables {
             let Some(table) = find(&self.parts.spec, name).filter(|table| !is_bronze(table)) else { continue };
             let Some(upto) = self.caps.get(name).copied().flatten() else { continue };
@@ -67,10 +66,12 @@ impl Backfill {
             let is_whole = table.write == WriteSpec::Append && plan.since.is_some();
             if Some(upto) > letters || is_whole {
                 let since = if is_whole { None } else { plan.since };
+                loses |= table.write == WriteSpec::Append;
                 ahead.push((name.clone(), Window { since, after: plan.since_time, upto: Some(upto) }));
             }
         }
-        ahead
+        // Rows leave append tables only; what an upsert holds stays, and the next correction looks at it.
+        if loses { ahead } else { Vec::new() }
     }
 
     /// Until the live run has set aside what it does of a batch: the same letter written before would be there twice. Where
@@ -92,7 +93,8 @@ impl Backfill {
                 return Err(Error::new(ErrorKind::Busy, text)
                     .help("the interval is not done: rows that were set aside are in no table and have no letter yet")
                     .help(
-                        "finish the batch first: tidegate run FILE --trigger once; then the same command with --resume",
+                        "once the live run has finished it (where none is under way: tidegate run FILE --trigger once), the \
+                         same command with --resume finishes the interval",
                     ));
             }
             tokio::time::sleep(COURTESY_STEP).await;

@@ -332,7 +332,7 @@ impl State {
             let ranges = ranges.prorate(limits.max_rows.max(1));
             let Some((ranges, batches)) = self.fetch(&ranges, limits.max_bytes, &now)? else { continue };
             self.kept = Some((ranges.clone(), batches));
-            return Ok(Bounded { ranges, lost, incarnations: now.incarnations });
+            return Ok(Bounded { ranges, lost, incarnations: now.incarnations, is_refused: false });
         }
         Err(self.restless())
     }

@@ -297,6 +297,42 @@ dead_letters: {table: dlq.events}
     assert!(world.letters().is_empty(), "{:?}", world.letters());
 }
 
+#[test]
+fn a_time_that_is_not_the_joins_is_not_held_back_by_it() {
+    let world = World::new("beside-join", &[], 100);
+    world.sandbox.write(
+        FILE,
+        "version: 1
+name: events
+lake: ./lake
+checkpoints: ./checkpoints
+sources:
+  orders: {files: {path: orders}, format: json, schema: {id: string, at: timestamp, seen: timestamp}, event_time: at}
+  payments: {files: {path: payments}, format: json, schema: {id: string, at: timestamp}, event_time: at}
+tables:
+  bronze.orders: {from: orders, write: append}
+  bronze.payments: {from: payments, write: append}
+  silver.paid:
+    join: {left: bronze.orders, right: bronze.payments, on: id, within: 15m}
+    watermark: {delay: 5m}
+    write: append
+  gold.seen:
+    from: silver.paid
+    watermark: {delay: 1m, event_time: seen}
+    aggregate: {window: {tumbling: 10m}, measures: {n: count(*)}}
+    emit: final
+",
+    );
+    let (at, day) = ("2026-03-10T10:30:00Z", "2026-05-01");
+    let order =
+        |id: &str, hour: u32| format!("{{\"id\": \"{id}\", \"at\": \"{at}\", \"seen\": \"{day}T{hour}:00:00Z\"}}\n");
+    world.sandbox.write("orders/a.ndjson", &(order("a", 10) + &order("b", 12)));
+    let payment = |id: &str| format!("{{\"id\": \"{id}\", \"at\": \"{at}\"}}\n");
+    world.sandbox.write("payments/a.ndjson", &(payment("a") + &payment("b")));
+    world.run(ARRIVED).success();
+    assert_eq!(world.table("gold.seen", "SELECT n FROM t"), ["1"]);
+}
+
 #[cfg(feature = "failpoints")]
 #[test]
 fn a_patience_that_changes_under_a_pending_batch_is_refused() {
