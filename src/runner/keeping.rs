@@ -245,8 +245,9 @@ impl Runner {
         }
     }
 
-    /// The watermarks that a batch planned at `now` is judged by. A table that has rows to get is not closed by hand or for want of
-    /// rows: those rows would be late. Nor is one in the batch that closes a table above it: what that emits would be.
+    /// The watermarks that a batch planned at `now` is judged by; `waiting` are the sources that have rows. A table that has
+    /// rows to get is not closed by hand or for want of rows: those rows would be late. Nor is one in the batch that closes a
+    /// table above it: what that emits would be.
     pub(super) fn watermarks(&self, now: DateTime<Utc>, waiting: &BTreeSet<String>) -> Watermarks {
         let mut watermarks = Watermarks { by_table: BTreeMap::new(), closes: false };
         let Some(keeping) = &self.keeping else { return watermarks };

@@ -521,10 +521,13 @@ tables:
     sandbox.tidegate(&["run", "windows.yaml", "--trigger", "once"]).run().success();
     sandbox.write("landing/windows/b.ndjson", "{\"t\": \"2026-03-10T08:20:00Z\"}\n");
     let served = serve(&sandbox, 49, &["--max-concurrent", "1"], Some("apply@1=slow=6000"));
-    std::thread::sleep(Duration::from_secs(2));
+    let plan = sandbox.path().join("checkpoints/busy/offsets/00000000000000000000.json");
+    served.wait("the batch that takes the room", |_| plan.exists());
     fs::copy(sandbox.path().join("windows.yaml"), sandbox.path().join("pipelines/windows.yaml")).expect("a copy");
     served.running.signal("HUP");
-    std::thread::sleep(Duration::from_secs(2));
+    served.wait("the other pipeline", |served| served.running.stderr().contains("windows: continues after batch 0"));
+    // From here to the door it says nothing more.
+    std::thread::sleep(Duration::from_secs(1));
     served.running.signal("TERM");
     served.running.end(PATIENCE);
     let gold = sandbox.path().join("lake/gold/windows");
