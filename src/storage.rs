@@ -242,6 +242,25 @@ mod tests {
         assert_eq!(storage.display().trim_end_matches('/'), folder.to_str().unwrap());
     }
 
+    #[test]
+    fn whoever_makes_the_same_folders_at_the_same_time_makes_them() {
+        let temp = tempfile::tempdir().unwrap();
+        for round in 0..300 {
+            let root = temp.path().join(round.to_string());
+            let start = std::sync::Barrier::new(4);
+            std::thread::scope(|scope| {
+                for name in ["orders", "orders", "payments", "stores"] {
+                    let (start, folder) = (&start, root.join("checkpoints").join(name));
+                    scope.spawn(move || {
+                        start.wait();
+                        make_folders(&folder).unwrap();
+                        assert!(folder.is_dir());
+                    });
+                }
+            });
+        }
+    }
+
     #[tokio::test]
     async fn put_if_absent_keeps_the_first_and_leaves_no_temporary_name() {
         let temp = tempfile::tempdir().unwrap();

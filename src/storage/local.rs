@@ -365,9 +365,12 @@ pub fn make_folders(path: &OsPath) -> std::io::Result<()> {
         Ok(()) => sync_folder_of(path),
         Err(cause) => match (cause.kind(), path.parent()) {
             (ErrorKind::AlreadyExists, _) if path.is_dir() => Ok(()),
-            // Once per level: a parent that exists and still has no room for a child (a link to nowhere, /proc) never will.
-            (ErrorKind::NotFound, Some(parent)) if !parent.is_dir() => {
-                make_folders(parent)?;
+            (ErrorKind::NotFound, Some(parent)) => {
+                // There by now: another made it since. Tried once more all the same, and no more than once: some folders
+                // never have room for a child (`/proc`).
+                if !parent.is_dir() {
+                    make_folders(parent)?;
+                }
                 match disk::make_folder(path) {
                     Err(cause) if cause.kind() != ErrorKind::AlreadyExists || !path.is_dir() => Err(cause),
                     _ => sync_folder_of(path),
