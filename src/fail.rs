@@ -17,6 +17,7 @@
 //! | `kill` | SIGKILL: no destructor, no flush |
 //! | `error` | nothing was done, and the caller is told so as the real thing would |
 //! | `lost` | it was done, and the caller is told that it failed |
+//! | `resent` | it was done, its reply was lost, and the store's client sent it again: the caller hears the second reply |
 //! | `late=MS` | the caller is told that it failed; it is done that much later, unless the process has ended |
 //! | `full` | as `error`: no space left on the device |
 //! | `slow=MS` | it takes that much longer |

@@ -18,6 +18,8 @@ pub enum Action {
     Error,
     /// It was done, and nobody knows.
     Lost,
+    /// It was done twice, and the second reply is what is heard.
+    Resent,
     /// It will be done when nobody expects it any more.
     Late(Duration),
     /// No space.
@@ -94,6 +96,7 @@ fn parse_one(text: &str) -> Result<Order, String> {
         "kill" => Action::Kill,
         "error" => Action::Error,
         "lost" => Action::Lost,
+        "resent" => Action::Resent,
         "late" => Action::Late(wait()?),
         "full" => Action::Full,
         "slow" => Action::Slow(wait()?),
@@ -142,7 +145,7 @@ pub fn hit(point: &str) -> Result<()> {
         Some(Action::Kill | Action::Torn) => die(),
         Some(Action::Error) => Err(told("failed")),
         Some(Action::Full) => Err(told("disk full")),
-        Some(Action::Lost | Action::Late(_)) => Err(told("no answer").maybe_applied()),
+        Some(Action::Lost | Action::Resent | Action::Late(_)) => Err(told("no answer").maybe_applied()),
         Some(Action::Panic) => panic!("ordered at the fail point `{point}`"),
         Some(Action::Slow(wait)) => {
             std::thread::sleep(wait);

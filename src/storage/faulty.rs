@@ -80,6 +80,8 @@ enum Gate {
     Open,
     /// Carry it out, and report a failure.
     Lost,
+    /// Carry it out twice, and report how the second time ended.
+    Resent,
     /// Report a failure, and carry it out after this time.
     Late(Duration),
     Torn,
@@ -93,6 +95,7 @@ async fn gate(point: &str) -> Result<Gate> {
         Some(Action::Error) => Err(failed(point, io::ErrorKind::ConnectionReset)),
         Some(Action::Full) => Err(failed(point, io::ErrorKind::StorageFull)),
         Some(Action::Lost) => Ok(Gate::Lost),
+        Some(Action::Resent) => Ok(Gate::Resent),
         Some(Action::Late(wait)) => Ok(Gate::Late(wait)),
         Some(Action::Torn) => Ok(Gate::Torn),
         Some(Action::Slow(wait)) => {
@@ -111,7 +114,7 @@ async fn read_gate(point: &str) -> Result<()> {
     match gate(point).await? {
         Gate::Open => Ok(()),
         Gate::Torn => fail::die(),
-        Gate::Lost | Gate::Late(_) => Err(failed(point, io::ErrorKind::TimedOut)),
+        Gate::Lost | Gate::Resent | Gate::Late(_) => Err(failed(point, io::ErrorKind::TimedOut)),
     }
 }
 
@@ -140,6 +143,10 @@ impl ObjectStore for Faulty {
             Gate::Lost => {
                 self.inner.put_opts(location, payload, opts).await?;
                 return Err(failed(&here, io::ErrorKind::TimedOut));
+            }
+            // A put of an object that must not exist is answered by what the first one made.
+            Gate::Resent => {
+                self.inner.put_opts(location, payload.clone(), opts.clone()).await?;
             }
             Gate::Late(wait) => {
                 let (inner, location) = (self.inner.clone(), location.clone());

@@ -40,6 +40,8 @@ impl Fault {
         let point = self.place.point;
         match self.action {
             "slow=30" => true,
+            // What is there already is its own.
+            "resent" => true,
             // The plan or the record is looked for and found, or written again.
             "lost" | "error" | "full" if [fail::PLAN_PUT, fail::COMMIT_PUT].contains(&point) => true,
             "lost" if [fail::LOG_PUT, fail::MEMORY_LOG_PUT].contains(&point) => true,
@@ -75,7 +77,9 @@ fn faults() -> Vec<Fault> {
             }
         }
         if [fail::LOG_PUT, fail::MEMORY_LOG_PUT, fail::PLAN_PUT, fail::COMMIT_PUT].contains(&place.point) {
-            for (hit, action) in (1..=hits).flat_map(|hit| ["error", "lost", "late=2", "late=60"].map(|a| (hit, a))) {
+            for (hit, action) in
+                (1..=hits).flat_map(|hit| ["error", "lost", "resent", "late=2", "late=60"].map(|a| (hit, a)))
+            {
                 faults.push(Fault { place: Place { hit, ..place.clone() }, action, remote: true });
             }
         }
@@ -142,6 +146,18 @@ fn a_reply_lost_inside_a_commit_is_settled_in_the_same_run() {
         let fault = Fault { place, action: "lost", remote };
         let case = fault.case();
         let run = case.run(&fault.orders()).success();
+        case.check(&run);
+        case.nothing_left();
+    }
+}
+
+/// The client of an object store sends a request again when its reply was lost; a commit is then told that its version
+/// exists already, and that version is its own.
+#[test]
+fn a_commit_that_was_sent_twice_is_known_as_its_own() {
+    for point in [fail::LOG_PUT, fail::MEMORY_LOG_PUT, fail::PLAN_PUT, fail::COMMIT_PUT] {
+        let case = Case::new("resent").with("TIDEGATE_FAIL_REMOTE", "1");
+        let run = case.run(&format!("{point}@*=resent")).success();
         case.check(&run);
         case.nothing_left();
     }

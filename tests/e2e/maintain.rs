@@ -145,6 +145,27 @@ fn optimize_from_another_process_beside_a_running_pipeline_doubles_and_loses_no_
     assert_equal(&sandbox, "once", "live");
 }
 
+/// As the client of an object store does when a reply was lost. The answer to the second is "exists already".
+#[test]
+#[cfg(feature = "failpoints")]
+fn a_merge_whose_commit_was_sent_twice_is_there_with_its_files() {
+    let sandbox = examples("resent");
+    let total = (12 * ROWS).to_string();
+    let file = pipeline(&sandbox, "resent", ROWS, "{compact: off}");
+    sandbox.tidegate(&["run", &file]).env("ROWS", &total).run().success();
+    let before = read(&sandbox, "resent");
+    let optimize = sandbox.tidegate(&["optimize", &file, "--output", "json"]).env("ROWS", &total);
+    let done = optimize.env("TIDEGATE_FAIL", "log.put@*=resent").env("TIDEGATE_FAIL_REMOTE", "1").run().success();
+    let tables = done.json()["tables"].as_array().expect("tables").clone();
+    assert!(tables.iter().any(|table| table["files_removed"].as_u64() > Some(1)), "{}", done.report());
+    assert_eq!(read(&sandbox, "resent"), before);
+    let again = sandbox.tidegate(&["optimize", &file, "--output", "json"]).env("ROWS", &total).run().success().json();
+    let tables = again["tables"].as_array().expect("tables");
+    assert!(tables.iter().all(|table| table["files_removed"] == 0), "what was merged is merged: {again}");
+    let more = (13 * ROWS).to_string();
+    sandbox.tidegate(&["run", &file]).env("ROWS", &more).run().success();
+}
+
 #[test]
 fn optimize_and_vacuum_say_what_they_would_do_and_do_it_when_told() {
     let sandbox = examples("by-hand");

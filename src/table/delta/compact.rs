@@ -253,6 +253,9 @@ async fn swap(
             Ok(_) => return Ok(merged),
             Err(failure) if failure.is_conflict() => {
                 handle.refresh().await?;
+                if handle.landed(&failure.nonce, read).await?.is_some() {
+                    return Ok(merged);
+                }
             }
             Err(failure) => {
                 let nonce = failure.nonce;

@@ -266,13 +266,21 @@ impl Memory {
                 Ok(())
             }
             Err(failure) => {
-                if failure.is_conflict() {
+                let conflict = failure.is_conflict();
+                let error = self.handle.explain(failure.cause, "remember deletes");
+                if conflict && !self.carries(txn).await? {
                     remove(&store, &adds).await;
                 }
-                let error = self.handle.explain(failure.cause, "remember deletes");
                 Err(error)
             }
         }
+    }
+
+    /// After a failed commit: whether the log has this batch all the same. Whoever's commit that was, files that it may
+    /// name stay; were they another's, vacuum takes them.
+    pub(super) async fn carries(&mut self, txn: &Txn) -> Result<bool> {
+        self.handle.load().await?;
+        Ok(self.handle.applied(&txn.app_id).await?.is_some_and(|applied| applied >= txn.batch))
     }
 
     pub(super) fn reader(&self) -> Reader {

@@ -44,7 +44,8 @@ pub(super) struct CommitFailure {
 }
 
 impl CommitFailure {
-    /// Somebody else's commit came first: this one is definitely not in the log.
+    /// Somebody's commit came first. It may be this one: a store's client sends a request again when the reply was lost,
+    /// and the second one finds what the first one made. So only the log tells whether this one is in it.
     pub(super) fn is_conflict(&self) -> bool {
         is_conflict(&self.cause)
     }
@@ -238,7 +239,7 @@ impl Handle {
         actions.map(Some).map_err(|e| self.explain(e, "read the table's log"))
     }
 
-    /// Whether one of the versions after `after` is the attempt with this nonce.
+    /// Whether one of the versions after `after`, in the table as last read, is the attempt with this nonce.
     pub(super) async fn landed(&self, nonce: &str, after: i64) -> Result<Option<i64>> {
         let newest = self.version().unwrap_or(after);
         for version in after + 1..=newest {

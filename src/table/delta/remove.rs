@@ -143,11 +143,11 @@ impl Memory {
                 }
                 // Whether it landed or not: look again, the transaction tells.
                 Err(failure) => {
-                    if failure.is_conflict() {
+                    let conflict = failure.is_conflict();
+                    lost = Some(self.handle.explain(failure.cause, "forget remembered deletes"));
+                    if !self.carries(&txn).await? && conflict {
                         remove(&store, &adds).await;
                     }
-                    lost = Some(self.handle.explain(failure.cause, "forget remembered deletes"));
-                    self.handle.load().await?;
                 }
             }
         }

@@ -88,6 +88,26 @@ fn killed_before_or_after_no_key_stays_and_files_that_were_to_go_are_not_forgott
     }
 }
 
+/// As the client of an object store does when a reply was lost. The answer to the second is "exists already".
+#[test]
+fn commits_that_were_sent_twice_are_there_with_their_files() {
+    let mut world = ready();
+    let deleted = |id: &str, customer: &str, amount: u64| {
+        let rest = format!(r#""store":"s1","amount":{amount},"at":"2026-03-18T00:00:00Z","op":"gone""#);
+        format!("{{\"id\":\"{id}\",\"customer\":\"{customer}\",{rest}}}")
+    };
+    // What is remembered of both lies in one file, and one of them stays.
+    world.put("f1.ndjson", &deleted("y", PERSON, 1));
+    world.put("f1.ndjson", &deleted("z", "another", 1));
+    world.drain().success();
+    let forget = world.sandbox.tidegate(FORGET).env("TIDEGATE_FAIL_REMOTE", "1");
+    forget.env("TIDEGATE_FAIL", "memory.log.put@*=resent;log.put@*=resent").run().success();
+    // Whoever deletes reads what deletes are remembered.
+    world.put("f2.ndjson", &deleted("z", "another", 2));
+    world.drain().success();
+    world.assert_tables(of_person(&world.files, true));
+}
+
 #[test]
 fn killed_anywhere_it_is_finished_by_the_next_run() {
     let ready = ready();
