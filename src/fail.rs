@@ -19,6 +19,7 @@
 //! | `lost` | it was done, and the caller is told that it failed |
 //! | `resent` | it was done, its reply was lost, and the store's client sent it again: the caller hears the second reply |
 //! | `late=MS` | the caller is told that it failed; it is done that much later, unless the process has ended |
+//! | `gap` | a listing lacks the entry before the newest, as it may beside a writer |
 //! | `full` | as `error`: no space left on the device |
 //! | `slow=MS` | it takes that much longer |
 //! | `torn` | half of the bytes under a temporary name, then SIGKILL |

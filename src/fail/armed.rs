@@ -22,6 +22,8 @@ pub enum Action {
     Resent,
     /// It will be done when nobody expects it any more.
     Late(Duration),
+    /// A listing that is not of one moment.
+    Gap,
     /// No space.
     Full,
     /// It takes longer.
@@ -98,6 +100,7 @@ fn parse_one(text: &str) -> Result<Order, String> {
         "lost" => Action::Lost,
         "resent" => Action::Resent,
         "late" => Action::Late(wait()?),
+        "gap" => Action::Gap,
         "full" => Action::Full,
         "slow" => Action::Slow(wait()?),
         "torn" => Action::Torn,
@@ -141,7 +144,7 @@ pub fn hit(point: &str) -> Result<()> {
             .help("this is a test; run again")
     };
     match arrive(point) {
-        None | Some(Action::Skip) => Ok(()),
+        None | Some(Action::Skip | Action::Gap) => Ok(()),
         Some(Action::Kill | Action::Torn) => die(),
         Some(Action::Error) => Err(told("failed")),
         Some(Action::Full) => Err(told("disk full")),

@@ -85,6 +85,8 @@ enum Gate {
     /// Report a failure, and carry it out after this time.
     Late(Duration),
     Torn,
+    /// One entry is not listed.
+    Gap,
 }
 
 async fn gate(point: &str) -> Result<Gate> {
@@ -98,6 +100,7 @@ async fn gate(point: &str) -> Result<Gate> {
         Some(Action::Resent) => Ok(Gate::Resent),
         Some(Action::Late(wait)) => Ok(Gate::Late(wait)),
         Some(Action::Torn) => Ok(Gate::Torn),
+        Some(Action::Gap) => Ok(Gate::Gap),
         Some(Action::Slow(wait)) => {
             tokio::time::sleep(wait).await;
             Ok(Gate::Open)
@@ -112,7 +115,7 @@ async fn gate(point: &str) -> Result<Gate> {
 /// A gate of something that is not a write: nothing was done, whatever is reported.
 async fn read_gate(point: &str) -> Result<()> {
     match gate(point).await? {
-        Gate::Open => Ok(()),
+        Gate::Open | Gate::Gap => Ok(()),
         Gate::Torn => fail::die(),
         Gate::Lost | Gate::Resent | Gate::Late(_) => Err(failed(point, io::ErrorKind::TimedOut)),
     }
@@ -138,7 +141,7 @@ impl ObjectStore for Faulty {
         }
         let here = point(location, "put");
         match gate(&here).await? {
-            Gate::Open => {}
+            Gate::Open | Gate::Gap => {}
             Gate::Torn => tear(location, &payload),
             Gate::Lost => {
                 self.inner.put_opts(location, payload, opts).await?;
@@ -197,14 +200,16 @@ impl ObjectStore for Faulty {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        let (inner, prefix) = (self.inner.clone(), prefix.cloned());
-        list_gate(prefix.clone()).map_ok(move |()| inner.list(prefix.as_ref())).try_flatten().boxed()
+        let (inner, prefix, here) = (self.inner.clone(), prefix.cloned(), prefix.cloned());
+        let list = move |gate| listed(gate, inner.list(prefix.as_ref()));
+        list_gate(here).map_ok(list).try_flatten().boxed()
     }
 
     fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
         let (inner, prefix, offset) = (self.inner.clone(), prefix.cloned(), offset.clone());
-        let listed = list_gate(prefix.clone());
-        listed.map_ok(move |()| inner.list_with_offset(prefix.as_ref(), &offset)).try_flatten().boxed()
+        let here = prefix.clone();
+        let list = move |gate| listed(gate, inner.list_with_offset(prefix.as_ref(), &offset));
+        list_gate(here).map_ok(list).try_flatten().boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
@@ -222,9 +227,34 @@ impl ObjectStore for Faulty {
 }
 
 /// One item: whether the listing may begin.
-fn list_gate(prefix: Option<Path>) -> BoxStream<'static, Result<()>> {
-    let gate = async move { read_gate(&point(&prefix.unwrap_or(Path::ROOT), "list")).await };
+fn list_gate(prefix: Option<Path>) -> BoxStream<'static, Result<Gate>> {
+    let here = point(&prefix.unwrap_or(Path::ROOT), "list");
+    let gate = async move {
+        match gate(&here).await? {
+            Gate::Torn => fail::die(),
+            Gate::Lost | Gate::Resent | Gate::Late(_) => Err(failed(&here, io::ErrorKind::TimedOut)),
+            gate => Ok(gate),
+        }
+    };
     futures::stream::once(gate).boxed()
+}
+
+/// What is listed, without the JSON file before the newest where that was ordered.
+fn listed(gate: Gate, listing: BoxStream<'static, Result<ObjectMeta>>) -> BoxStream<'static, Result<ObjectMeta>> {
+    if !matches!(gate, Gate::Gap) {
+        return listing;
+    }
+    let torn = async move {
+        let mut all: Vec<ObjectMeta> = listing.try_collect().await?;
+        all.sort_by(|a, b| a.location.cmp(&b.location));
+        let is_entry = |meta: &ObjectMeta| meta.location.extension() == Some("json");
+        let entries: Vec<usize> = (0..all.len()).filter(|&i| is_entry(&all[i])).collect();
+        if let [.., missed, _] = entries[..] {
+            all.remove(missed);
+        }
+        Ok::<_, Error>(futures::stream::iter(all.into_iter().map(Ok)))
+    };
+    futures::stream::once(torn).try_flatten().boxed()
 }
 
 impl Faulty {

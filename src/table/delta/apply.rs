@@ -13,7 +13,7 @@ use deltalake::protocol::{DeltaOperation, OutputMode};
 
 use super::create::create;
 use super::features::{check_deletion_vectors, check_writable};
-use super::handle::{CommitFailure, carries};
+use super::handle::{CommitFailure, carries, is_damage};
 use super::rows::Distinct;
 use super::scan::Semi;
 use super::schema::{conform, delta_schema, reconcile};
@@ -145,6 +145,8 @@ impl DeltaLakeTable {
     async fn settle(&mut self, attempted: Attempted, txn: &Txn) -> Result<Result<Receipt>> {
         let Attempted { failure, adds, receipt, witness } = attempted;
         let conflict = failure.is_conflict();
+        // Before the commit the log is listed, and a listing beside a writer may have gaps: nothing was sent.
+        let is_unsent = is_damage(&failure.cause);
         let nonce = failure.nonce;
         let error = self.handle.explain(failure.cause, &format!("commit batch {}", txn.batch));
         if self.reload().await.is_err() {
@@ -167,7 +169,7 @@ impl DeltaLakeTable {
         if conflict || self.handle.is_local() {
             self.forget(&adds).await;
         }
-        if conflict {
+        if conflict || is_unsent {
             Ok(Err(error))
         } else if self.handle.is_local() {
             Err(error)

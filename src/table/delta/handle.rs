@@ -3,6 +3,7 @@
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -33,6 +34,11 @@ pub(super) const CHECKPOINT_EVERY: u64 = 50;
 
 /// Versions between two clean-ups of the Delta log: each one lists the log.
 const CLEAN_EVERY: u64 = 500;
+
+/// The listing of a folder is no snapshot: beside a writer it may lack an entry and show the one after it. So a log counts
+/// as broken when this many looks have found it so, with a pause between two of them.
+const LOOKS: u32 = 4;
+const LOOK: Duration = Duration::from_millis(50);
 
 /// A commit that failed, with what is needed to find out whether it landed.
 #[derive(Debug)]
@@ -116,7 +122,11 @@ impl Handle {
         let exists = self.log.is_delta_table_location().await.map_err(|e| self.explain(e, "look for the table"))?;
         if exists {
             let version = version.and_then(|version| u64::try_from(version).ok());
-            let state = DeltaTableState::try_new(self.log.as_ref(), version).await;
+            let read = || {
+                let log = self.log.clone();
+                async move { DeltaTableState::try_new(log.as_ref(), version).await }
+            };
+            let state = look(read).await;
             let state = state.map_err(|e| self.unreadable(e))?;
             let every = fail::often(CHECKPOINT_EVERY, 2);
             self.checkpointed = state.version() / every * every;
@@ -131,11 +141,17 @@ impl Handle {
         let before = state.version();
         let updated = state.update(self.log.as_ref(), None).await;
         let after = state.version();
-        if let Err(cause) = updated {
-            self.state = None;
-            return Err(self.unreadable(cause));
+        match updated {
+            Ok(()) => Ok(after != before),
+            Err(cause) if is_damage(&cause) => {
+                self.load().await?;
+                Ok(self.version() != Some(signed(before)))
+            }
+            Err(cause) => {
+                self.state = None;
+                Err(self.unreadable(cause))
+            }
         }
-        Ok(after != before)
     }
 
     /// The last batch of an application id in the table as last read.
@@ -311,14 +327,8 @@ impl Handle {
     }
 
     /// Storage that does not answer is one thing, a log that makes no sense is another: no later try will mend it.
-    fn unreadable(&self, err: DeltaTableError) -> Error {
-        let is_damage = matches!(
-            err,
-            DeltaTableError::KernelError(_)
-                | DeltaTableError::InvalidJsonLog { .. }
-                | DeltaTableError::InvalidData { .. }
-                | DeltaTableError::SerializeLogJson { .. }
-        );
+    pub(super) fn unreadable(&self, err: DeltaTableError) -> Error {
+        let is_damage = is_damage(&err);
         let error = self.explain(err, "read the table's log");
         if !is_damage || error.kind() != ErrorKind::Failed {
             return error;
@@ -358,6 +368,32 @@ pub(super) fn carries(actions: &[Action], nonce: &str) -> bool {
 /// No hooks: they would list the whole log at every commit, and a hook that fails looks like a commit that failed.
 pub(super) fn commit_properties() -> CommitProperties {
     CommitProperties::default().with_create_checkpoint(false).with_cleanup_expired_logs(Some(false))
+}
+
+/// The log makes no sense; the table was neither read nor changed.
+pub(super) fn is_damage(err: &DeltaTableError) -> bool {
+    matches!(
+        err,
+        DeltaTableError::KernelError(_)
+            | DeltaTableError::InvalidJsonLog { .. }
+            | DeltaTableError::InvalidData { .. }
+            | DeltaTableError::SerializeLogJson { .. }
+    ) && !err.to_string().contains(KERNEL_STORE)
+}
+
+/// Reads a log, and again while it seems to be broken.
+pub(super) async fn look<T, F>(read: impl Fn() -> F) -> Result<T, DeltaTableError>
+where
+    F: Future<Output = Result<T, DeltaTableError>>,
+{
+    for _ in 1..LOOKS {
+        match read().await {
+            Err(cause) if is_damage(&cause) => tracing::debug!(%cause, "the log seems to be broken; looking again"),
+            done => return done,
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    read().await
 }
 
 /// Delta says that somebody else's commit came first.

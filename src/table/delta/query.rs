@@ -17,7 +17,7 @@ use deltalake::datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use deltalake::datafusion::prelude::{SessionConfig, SessionContext};
 use futures::stream::{BoxStream, StreamExt, TryStreamExt};
 
-use super::handle::{Handle, explain, signed};
+use super::handle::{Handle, explain, look, signed};
 use crate::error::{Code, Context, Error, ErrorKind, Result};
 use crate::storage::Storage;
 
@@ -71,25 +71,28 @@ impl Queries {
         if !log.is_delta_table_location().await.map_err(failed)? {
             return Ok(None);
         }
-        let mut table = DeltaTable::new(log);
-        match at {
-            At::Newest => table.load().await.map_err(failed)?,
-            At::Version(version) => {
-                let asked = table.load_version(version.unsigned_abs()).await;
-                asked.map_err(|cause| no_such_version(name, &format!("no version {version}")).caused_by(cause))?;
-            }
-            At::Time(time) => {
-                let asked = table.load_with_datetime(time).await;
-                asked.map_err(|cause| no_such_version(name, &format!("no version of {time}")).caused_by(cause))?;
-                // A time before the oldest version that is left is answered with that version.
-                let made = table
-                    .snapshot()
-                    .ok()
-                    .zip(table.version())
-                    .and_then(|(state, version)| state.version_timestamp(version));
-                if made.is_some_and(|made| made > time.timestamp_millis()) {
-                    return Err(no_such_version(name, &format!("no version of {}", time.to_rfc3339())));
+        let read = || {
+            let mut table = DeltaTable::new(log.clone());
+            async move {
+                match at {
+                    At::Newest => table.load().await?,
+                    At::Version(version) => table.load_version(version.unsigned_abs()).await?,
+                    At::Time(time) => table.load_with_datetime(time).await?,
                 }
+                Ok(table)
+            }
+        };
+        let table = look(read).await.map_err(|cause| match at {
+            At::Newest => failed(cause),
+            At::Version(version) => no_such_version(name, &format!("no version {version}")).caused_by(cause),
+            At::Time(time) => no_such_version(name, &format!("no version of {time}")).caused_by(cause),
+        })?;
+        if let At::Time(time) = at {
+            // A time before the oldest version that is left is answered with that version.
+            let read = table.snapshot().ok().zip(table.version());
+            let made = read.and_then(|(state, version)| state.version_timestamp(version));
+            if made.is_some_and(|made| made > time.timestamp_millis()) {
+                return Err(no_such_version(name, &format!("no version of {}", time.to_rfc3339())));
             }
         }
         table.update_datafusion_session(&self.session.state()).map_err(failed)?;
