@@ -292,7 +292,7 @@ async fn a_broker_that_is_not_there_is_unavailable_and_named() {
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.message().starts_with("no broker answered at 127.0.0.1:1 after 5 tries in "), "{error}");
     assert!(error.report().contains("refused"), "{}", error.report());
-    assert!(started.elapsed() < Duration::from_secs(4));
+    assert!(started.elapsed() < Duration::from_secs(10));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -333,7 +333,8 @@ async fn records_that_expired_stop_the_run_or_are_skipped_if_the_user_says_so() 
 async fn a_broker_that_comes_back_is_used_again() {
     let cluster = cluster(&[("t", 1)]);
     produce(&cluster, "t", 0, (0..10).map(|i| i.to_string()));
-    let mut source = KafkaSource::new(kafka_spec(&cluster, names(&["t"])), Duration::from_secs(2));
+    // Longer than librdkafka waits before it connects again, which is up to two seconds.
+    let mut source = KafkaSource::new(kafka_spec(&cluster, names(&["t"])), PATIENCE);
     let end = source.end().await.expect("end");
     cluster.broker_down(1).expect("down");
     let error = source.end().await.expect_err("down");
@@ -353,7 +354,7 @@ async fn acknowledged_offsets_are_in_the_consumer_group_even_if_the_run_ends_at_
     let started = std::time::Instant::now();
     source.acknowledge(&Offsets([(Partition::new("t", 0), 10)].into())).await;
     drop(source);
-    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", cluster.bootstrap_servers()).set("group.id", "tidegate-test");
     let consumer: BaseConsumer = config.create().expect("consumer");

@@ -66,6 +66,12 @@ pub fn places() -> Vec<(Place, u64)> {
     fail::ALL.iter().map(place).collect()
 }
 
+/// How many of these hits every run has: reads vary by a few from run to run.
+fn sure(point: &str, hits: u64) -> u64 {
+    let is_read = point.ends_with(".get") || point.ends_with(".list");
+    if is_read { (hits * 9 / 10).max(1) } else { hits.max(1) }
+}
+
 #[test]
 fn every_fail_point_is_known_and_reached() {
     let places = places();
@@ -115,7 +121,7 @@ fn killed_at_every_fail_point_no_row_is_lost_doubled_or_changed() {
         let mut random = random(1);
         let places: Vec<_> = places
             .into_iter()
-            .map(|(place, hits)| (Place { hit: random.random_range(1..=hits.max(1)), ..place }, hits))
+            .map(|(place, hits)| (Place { hit: random.random_range(1..=sure(place.point, hits)), ..place }, hits))
             .collect();
         each("points, each at one hit", &places, name, |(place, _)| {
             assert!(die_and_recover(place), "never reached");
@@ -159,7 +165,7 @@ fn killed_at_one_point_and_at_another_one_while_recovering() {
     let mut random = random(3);
     let mut pairs = sample(pairs.collect(), if try_all() { 600 } else { cases(10) }, &mut random);
     for (first, second) in &mut pairs {
-        first.hit = random.random_range(1..=hits(first));
+        first.hit = random.random_range(1..=sure(first.point, hits(first)));
         second.hit = random.random_range(1..=hits(second).div_ceil(2));
     }
     let twice = AtomicU64::new(0);

@@ -21,8 +21,11 @@ fn aged(prefix: &str, partition: i32, count: usize, age_ms: i64) -> Vec<Record> 
 fn described(world: &World) -> BTreeMap<i32, (i64, i64, i64)> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kafka/kafka.sh");
     let tool = "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand";
-    let words =
-        ["tool", "--", tool, "--bootstrap-server", &world.broker.address, "--describe", "--group", "tidegate-orders"];
+    let group = ["--describe", "--group", "tidegate-orders"];
+    // It gives up after five seconds by itself, and has then found nothing.
+    let patience = ["--timeout", "60000"];
+    let words = ["tool", "--", tool, "--bootstrap-server", &world.broker.address];
+    let words = words.into_iter().chain(group).chain(patience);
     let output = Command::new(script).args(words).output().expect("kafka.sh runs");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let group: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
@@ -151,15 +154,15 @@ fn kafkas_own_tool_sees_the_group_move_after_every_batch_of_a_long_run_and_never
     // Behind, then killed in the middle of the batch: the group stays where the checkpoint stands, then follows it.
     world.produce(&named("d", 1, 20_000));
     assert_eq!(described(&world)[&1], (10, 20_010, 20_000));
-    let run = world.sandbox.tidegate(&["run", FILE, "--trigger", "available_now"]).start();
-    let plan = world.sandbox.path().join("checkpoints/orders/offsets/00000000000000000002.json");
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !plan.exists() {
-        assert!(Instant::now() < deadline, "no plan\n{}", run.stderr());
-        std::thread::sleep(Duration::from_millis(1));
+    #[cfg(feature = "failpoints")]
+    {
+        let died = world.sandbox.tidegate(&["run", FILE, "--trigger", "available_now"]);
+        let died = died.env("TIDEGATE_FAIL", "shape@1=kill").run();
+        assert_eq!(died.status.code(), None, "{}", died.report());
+        let plan = world.sandbox.path().join("checkpoints/orders/offsets/00000000000000000002.json");
+        assert!(plan.exists(), "it died before it had a plan\n{}", died.report());
+        assert_eq!(described(&world)[&1], (10, 20_010, 20_000), "what is not committed is not told");
     }
-    drop(run);
-    assert_eq!(described(&world)[&1], (10, 20_010, 20_000), "what is not committed is not told");
     world.sandbox.drain(FILE).success();
     await_described(&world, &[(0, (35, 35, 0)), (1, (20_010, 20_010, 0))]);
     // An operator goes back: so does the group, for it tells where reading goes on.
@@ -178,10 +181,18 @@ fn a_run_that_died_before_it_told_the_group_is_made_good_by_one_that_finds_nothi
     let died = world.sandbox.tidegate(&["run", FILE]).env("TIDEGATE_FAIL", "ack@1=kill").run();
     assert!(!died.status.success(), "{}", died.report());
     assert_eq!(described(&world), BTreeMap::new(), "the group knows nothing yet");
-    let idle = world.sandbox.drain(FILE).success();
-    assert_eq!(idle.json()["status"], "no_data", "{}", idle.report());
-    println!("an idle run that tells the group: {:?}", idle.took);
-    assert_eq!(described(&world), [(0, (30, 30, 0))].into());
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let idle = world.sandbox.drain(FILE).success();
+        assert_eq!(idle.json()["status"], "no_data", "{}", idle.report());
+        println!("an idle run that tells the group: {:?}", idle.took);
+        // A run waits a few seconds for the group and no longer: on a busy broker it may take another one.
+        let found = described(&world);
+        if found == [(0, (30, 30, 0))].into() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "no idle run tells the group: {found:?}\n{}", idle.report());
+    }
 }
 
 #[test]

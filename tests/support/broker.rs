@@ -254,6 +254,17 @@ impl Broker {
         for deleted in outcome.expect("the broker answers") {
             deleted.expect("the topic exists");
         }
+        // Whoever makes it anew must not be shown the leaders of the old one.
+        let deadline = Instant::now() + PATIENCE;
+        let consumer: BaseConsumer = self.config().create().expect("a consumer");
+        let is_gone = || {
+            let metadata = consumer.fetch_metadata(Some(name), Duration::from_secs(10)).ok();
+            metadata.is_some_and(|all| all.topics().iter().all(|topic| topic.error().is_some()))
+        };
+        while !is_gone() {
+            assert!(Instant::now() < deadline, "topic {name} is still there");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Makes everything before `offset` unreadable, as retention would.
@@ -263,6 +274,12 @@ impl Broker {
         let outcome =
             block_on(self.admin().delete_records(&before, &AdminOptions::new().operation_timeout(Some(PATIENCE))));
         outcome.expect("the broker answers");
+    }
+
+    /// Asks something small and waits for the answer, over a connection of its own.
+    pub fn question(&self) -> impl Fn() + Send + use<> {
+        let consumer: BaseConsumer = self.config().create().expect("a consumer");
+        move || drop(consumer.fetch_metadata(None, PATIENCE))
     }
 
     /// First and next offset of a partition.
@@ -281,6 +298,12 @@ impl Broker {
         let producer = self.producer(Some(id));
         producer.inner.init_transactions(PATIENCE).expect("the transaction coordinator answers");
         producer
+    }
+
+    /// Waits until the last transaction of this id is over for readers too: its end is answered before the partitions have
+    /// the markers, and the coordinator lets nobody else have the id before they do.
+    pub fn settle(&self, id: &str) {
+        drop(self.transactions(id));
     }
 
     /// Everything that a reader of committed records finds in a topic of so many partitions, each in its order.

@@ -21,6 +21,10 @@ pub fn seed() -> u64 {
     })
 }
 
+/// The seed of worlds whose tests name what is in them: a person with a row left, a sale that came days late, an hour that
+/// has one. Not every day's has all that, and a test is not to fail for a whole day because of it.
+pub const CONTENT: u64 = 20_779;
+
 /// A number from the environment.
 pub fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;

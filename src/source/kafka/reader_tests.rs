@@ -61,7 +61,8 @@ fn a_hole_at_the_end_of_a_range_does_not_hang_and_what_follows_is_read() {
     let started = Instant::now();
     let (done, batches) = reader.read(&admin, &ranges(0, 13), u64::MAX).expect("complete");
     assert_eq!((done, count(&batches)), (ranges(0, 13), 20));
-    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    // Without the end that is announced it would be the whole patience.
+    assert!(started.elapsed() < Duration::from_millis(4_500), "{:?}", started.elapsed());
     produce(&asked, 7);
     produce(&read, 10);
     assert!(reader.continues(&ranges(13, 20)));
