@@ -10,7 +10,7 @@ use super::Failure;
 use crate::checkpoint::lock::{self, Lock};
 use crate::checkpoint::log::ObjectLog;
 use crate::checkpoint::states::States;
-use crate::checkpoint::{CheckpointLog, Identity};
+use crate::checkpoint::{CheckpointLog, Identity, backfills};
 use crate::cli::Global;
 use crate::config::document::{SqlField, SqlPlace};
 use crate::config::report::Report;
@@ -222,6 +222,16 @@ pub(super) fn lock(spec: &PipelineSpec, log: &ObjectLog, owner: &Owner) -> Resul
     let location = log.location();
     let folder = Path::new(&location);
     folder.is_absolute().then(|| lock::acquire(folder, &spec.name, owner)).transpose()
+}
+
+/// The locks of a pipeline's log and of its backfills: no run and no backfill may work meanwhile.
+pub(super) fn lock_all(spec: &PipelineSpec, log: &ObjectLog, owner: &Owner) -> Result<(Option<Lock>, Option<Lock>)> {
+    let run = lock(spec, log, owner)?;
+    let location = log.location();
+    let folder = Path::new(&location).join(backfills::FOLDER);
+    let taken = format!("a backfill of pipeline `{}` is at work", spec.name);
+    let backfill = folder.is_absolute().then(|| lock::acquire_or(&folder, &taken, owner)).transpose()?;
+    Ok((run, backfill))
 }
 
 /// The tables of the pipeline in graph order, dead letters last.

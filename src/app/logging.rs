@@ -1,7 +1,7 @@
 //! Logs on stderr, and who called: Airflow tells every task's process, and logs and results pass it on.
 
-use std::fmt;
-use std::io::IsTerminal;
+use std::fmt::{self, Display};
+use std::io::{IsTerminal, Write as _};
 
 use serde_json::{Map, Value};
 use tracing::{Event, Subscriber};
@@ -36,6 +36,11 @@ fn correlate(variable: impl Fn(&str) -> Option<String>) -> Map<String, Value> {
     AIRFLOW.iter().filter_map(known).collect()
 }
 
+/// A line on stderr for whoever watches. Nobody may be left (Ctrl-C ends a `tee` behind it, too): the work goes on.
+pub(super) fn tell(text: impl Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
 /// Starts the logs of this process.
 pub(super) fn start(global: &Global) -> Result<()> {
     let filter = EnvFilter::try_new(&global.log).map_err(|error| {
@@ -46,6 +51,8 @@ pub(super) fn start(global: &Global) -> Result<()> {
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
+        // It would say with `eprintln!`, which panics, that nothing can be said.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     match global.log_format {
         LogFormat::Text => subscriber.with_target(false).init(),

@@ -1,6 +1,5 @@
 //! `tidegate optimize` and `tidegate vacuum`: the tables of one pipeline, by hand.
 
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -9,7 +8,7 @@ use super::compose::{self, Checked};
 use super::output::{aligned, counted, grouped};
 use super::{Failure, Outcome};
 use crate::checkpoint::log::ObjectLog;
-use crate::checkpoint::{CheckpointLog, Identity, lock};
+use crate::checkpoint::{CheckpointLog, Identity};
 use crate::cli::{Global, OptimizeArgs, VacuumArgs};
 use crate::config::spec::{LookupSpec, PipelineSpec, SHORTEST_RETENTION};
 use crate::error::{Error, ErrorKind, Result};
@@ -102,7 +101,9 @@ pub(super) async fn vacuum(global: &Global, args: &VacuumArgs) -> Result<Outcome
     let checked = compose::check(global, &args.pipeline.file).await?;
     let spec = checked.spec.clone();
     let Some((log, identity)) = ran_before(&checked).await? else { return Ok(never_ran(&spec)) };
-    let _lock = if args.force && args.yes { alone(&spec, &log)? } else { None };
+    // With a short retention, what a batch or a backfill reads could be deleted under it.
+    let is_short = args.force && args.yes;
+    let _locks = is_short.then(|| compose::lock_all(&spec, &log, &compose::owner())).transpose()?;
     let (mut rows, mut list, mut notes) = (Vec::new(), Vec::<Value>::new(), String::new());
     let keeps_last = !is_forgotten(&log).await?;
     let (mut files, mut bytes) = (0, 0);
@@ -166,13 +167,6 @@ fn retention(text: &str, force: bool) -> Result<Duration> {
         .help("nothing was deleted")
         .help("queries that read older versions would fail, and time travel would end there")
         .help("if that is what you want, stop the pipeline and add --force"))
-}
-
-/// With a short retention, what a running batch reads could be deleted under it.
-fn alone(spec: &PipelineSpec, log: &ObjectLog) -> Result<Option<lock::Lock>> {
-    let location = log.location();
-    let folder = Path::new(&location);
-    folder.is_absolute().then(|| lock::acquire(folder, &spec.name, &compose::owner())).transpose()
 }
 
 /// Versions of the table that a batch which was begun and not finished reads as a lookup.

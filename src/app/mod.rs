@@ -32,6 +32,7 @@ use std::process::ExitCode;
 use clap::CommandFactory;
 use serde_json::{Value, json};
 
+use self::logging::tell;
 use crate::cli::{CheckpointCommand, Cli, Command, Global, OffsetsCommand, Output};
 use crate::config::report::Report;
 use crate::error::{Code, Error, ErrorKind};
@@ -79,8 +80,10 @@ pub fn main(cli: Cli) -> ExitCode {
         let outcome = dispatch(&cli).await.map_err(|failure| name_file(failure, &cli));
         End::of(outcome).keep(&cli.global).await
     });
-    // Detached work (a metadata refresh of librdkafka, say) must not hold up the exit.
-    runtime.shutdown_background();
+    // Not shut down. Detached work (a metadata refresh of librdkafka, say) must not hold up the exit; and a thread that is
+    // detached while it ends can crash the process: `pthread_detach` of glibc (2.36 at least) reads from a thread that it
+    // has let go of and that may be gone, stack and all.
+    std::mem::forget(runtime);
     end.print(&cli.global)
 }
 
@@ -94,9 +97,9 @@ pub fn misused(said: &clap::Error) -> ExitCode {
         true => said.render().ansi().to_string(),
         false => said.render().to_string(),
     };
-    eprint!("{}", text.replacen("error:", &format!("error[{}]:", Code::Usage), 1));
+    tell(text.replacen("error:", &format!("error[{}]:", Code::Usage), 1).trim_end());
     if wants_json(std::env::args_os().skip(1), std::env::var_os("TIDEGATE_OUTPUT")) {
-        println!("{}", misuse_json(said));
+        let _ = writeln!(std::io::stdout(), "{}", misuse_json(said));
     }
     ExitCode::from(ErrorKind::Usage.exit_code())
 }
@@ -235,7 +238,9 @@ impl End {
 
     /// Logs and errors on stderr first, then the result as the last bytes on stdout.
     fn print(self, global: &Global) -> ExitCode {
-        eprint!("{}", self.report);
+        if !self.report.is_empty() {
+            tell(self.report.trim_end_matches('\n'));
+        }
         // A closed pipe (`| head`) is not an error worth a message.
         let mut stdout = std::io::stdout().lock();
         let _ = match global.output {

@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use indicatif::{ProgressBar, ProgressStyle};
 use tracing::{info, warn};
 
+use super::logging::tell;
 use super::output::{self, duration, foreign, grouped};
 use crate::cli::{Global, Progress};
 use crate::model::batch::Owner;
@@ -47,7 +48,7 @@ impl Display {
     fn line(&self, text: String) {
         match &self.form {
             Form::Bar(bar) => bar.println(text),
-            Form::Lines => eprintln!("{text}"),
+            Form::Lines => tell(text),
             Form::None => {}
         }
     }

@@ -7,6 +7,7 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use super::logging::tell;
 use super::output::{aligned, batch_json, counted, duration, grouped};
 use super::progress::Display;
 use super::{Failure, Outcome, compose};
@@ -141,7 +142,7 @@ pub(super) fn stop_signal() -> Result<watch::Receiver<bool>> {
             if let Some(code) = exit_code {
                 std::process::exit(code);
             }
-            eprintln!("stopping: the batch that was begun is finished first; a second signal stops at once");
+            tell("stopping: the batch that was begun is finished first; a second signal stops at once");
             let _ = sender.send(true);
         }
     });

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::logging::tell;
 use super::{Failure, Outcome, compose, test};
 use crate::cli::{Global, ValidateArgs};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -42,7 +43,7 @@ pub(super) async fn validate(global: &Global, args: &ValidateArgs) -> Result<Out
                     Failure::Report(report) => (report.render(), report.to_json()),
                     Failure::Error(error) => (error.report(), super::output::error_json(&error)),
                 };
-                eprint!("{report}");
+                tell(report.trim_end());
                 results.push(json!({ "file": file, "ok": false, "problems": problems }));
             }
         }

@@ -8,7 +8,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload}
 
 use super::log::{Kind, ObjectLog, batch_of};
 use super::{Identity, backfills, forgotten};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::batch::{BatchId, BatchPlan, CommitRecord, Start};
 use crate::model::offset::Offsets;
 use crate::storage;
@@ -52,14 +52,19 @@ pub struct Batch {
 }
 
 impl ObjectLog {
-    /// Every object, in order of path. What cannot be read from storage is an error; what is there and damaged is not.
+    /// Every object, in order of path. What cannot be read from storage is an error; what is there and damaged is not. A
+    /// run at work lets go of old objects: what was listed and is gone by now is left out.
     pub async fn inspect(&self) -> Result<Vec<Entry>> {
         // First, so that objects of another checkpoint are known by it. A damaged one is listed like any other.
         let _ = super::CheckpointLog::identity(self).await;
+        self.read_all(self.paths().await?).await
+    }
+
+    async fn read_all(&self, paths: Vec<Path>) -> Result<Vec<Entry>> {
         let mut entries = Vec::new();
-        for path in self.paths().await? {
-            let object = self.object(&path).await;
-            entries.push(Entry { path: path.to_string(), object });
+        for path in paths {
+            let object = self.object(&path).await.transpose();
+            entries.extend(object.map(|object| Entry { path: path.to_string(), object }));
         }
         Ok(entries)
     }
@@ -101,25 +106,25 @@ impl ObjectLog {
         Ok(paths)
     }
 
-    async fn object(&self, path: &Path) -> Result<Object> {
-        let gone = || Error::failed(format!("checkpoint object {} is gone", self.name(path)));
+    /// One object; `None` = it is not there.
+    async fn object(&self, path: &Path) -> Result<Option<Object>> {
         let parts: Vec<&str> = path.as_ref().split('/').collect();
         match parts.as_slice() {
-            ["metadata.json"] => self.get(path).await?.map(Object::Identity).ok_or_else(gone),
+            ["metadata.json"] => Ok(self.get(path).await?.map(Object::Identity)),
             ["sources", file] if file.ends_with(".json") => {
                 let name = file.trim_end_matches(".json").to_string();
-                let start: Start = self.get_start(&name).await?.ok_or_else(gone)?;
-                Ok(Object::Start(name, start.offsets))
+                let start: Option<Start> = self.get_start(&name).await?;
+                Ok(start.map(|start| Object::Start(name, start.offsets)))
             }
             ["offsets", _] if batch_of(path).is_some() => {
                 let batch = batch_of(path).unwrap_or_default();
-                self.get_batch(Kind::Offsets, batch).await?.map(Box::new).map(Object::Plan).ok_or_else(gone)
+                Ok(self.get_batch(Kind::Offsets, batch).await?.map(Box::new).map(Object::Plan))
             }
             ["commits", _] if batch_of(path).is_some() => {
                 let batch = batch_of(path).unwrap_or_default();
-                self.get_batch(Kind::Commits, batch).await?.map(Box::new).map(Object::Commit).ok_or_else(gone)
+                Ok(self.get_batch(Kind::Commits, batch).await?.map(Box::new).map(Object::Commit))
             }
-            _ => Ok(Object::Stray),
+            _ => Ok(Some(Object::Stray)),
         }
     }
 
@@ -145,5 +150,21 @@ impl ObjectLog {
             }
         }
         Ok(folder)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_run_at_work_has_let_go_of_since_it_was_listed_is_no_damage() {
+        let temp = tempfile::tempdir().unwrap();
+        let log = ObjectLog::new(storage::open(temp.path().to_str().unwrap()).unwrap());
+        let listed = ["offsets/00000000000000000006.json", "offsets/00000000000000000007.json", "metadata.json"];
+        log.storage().store.put(&Path::from(listed[1]), "damaged".into()).await.unwrap();
+        let entries = log.read_all(listed.map(Path::from).to_vec()).await.unwrap();
+        assert_eq!(entries.iter().map(|entry| entry.path.as_str()).collect::<Vec<_>>(), [listed[1]]);
+        assert!(entries[0].object.is_err());
     }
 }

@@ -347,9 +347,11 @@ impl Runner {
                 continue;
             };
             let is_whole = working.saved.after.is_empty() && working.file != kept.file;
+            // Whoever reads the state of the batch before (`query`) has only its name, and reads its files one by one.
+            let replaced: Vec<String> = kept.saved.after.iter().chain(&kept.file).cloned().collect();
             (kept.saved, kept.file) = (working.saved, working.file);
             if is_whole && kept.file.is_some() {
-                let needed: BTreeSet<String> = kept.saved.after.iter().chain(&kept.file).cloned().collect();
+                let needed: BTreeSet<String> = kept.file.iter().cloned().chain(replaced).collect();
                 if let Err(error) = self.parts.states.tidy(table, &needed, before).await {
                     tracing::debug!(%error, "old files of state stay; the next clean-up tries again");
                 }

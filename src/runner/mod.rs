@@ -59,6 +59,9 @@ pub fn app_id(pipeline_id: &str, table: &str) -> String {
 /// How often a step whose outcome is unknown is looked at again before the run gives up.
 const MAX_LOOKS: u32 = 3;
 
+/// The pause before whoever only looks looks again.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
+
 /// Plans and commit records that are kept, and how many batches pass between clean-ups.
 const KEEP_BATCHES: usize = 100;
 const PRUNE_EVERY: BatchId = 50;
@@ -356,9 +359,17 @@ impl Runner {
         Ok(())
     }
 
-    /// The facts as they are now.
+    /// The facts as they are now. Facts from different moments that look like damage are none: looked at again, and
+    /// [`ErrorKind::Busy`] where the log never stands still.
     pub async fn observe(&mut self) -> Result<Facts> {
-        Ok(self.gather().await?.0)
+        for _ in 0..MAX_LOOKS {
+            let (facts, log) = self.gather().await?;
+            if log == Log::StoodStill || !matches!(recover::recover(&facts), Decision::Halt(_)) {
+                return Ok(facts);
+            }
+            tokio::time::sleep(BETWEEN_LOOKS).await;
+        }
+        Err(self.overtaken())
     }
 
     /// The facts that recovery decides on. Another runner may be at work while they are gathered, and a log from before

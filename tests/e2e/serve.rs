@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::support::broker::{Record, broker, free_port};
-use crate::support::sandbox::Running;
+use crate::support::sandbox::{Running, Tidegate};
 use crate::support::{Sandbox, lake, number};
 
 /// How long anything may take on a loaded machine.
@@ -65,14 +65,23 @@ struct Served {
 }
 
 fn serve(sandbox: &Sandbox, place: u16, arguments: &[&str], fail: Option<&str>) -> Served {
+    serve_as(sandbox, place, arguments, |command| match fail {
+        Some(fail) => command.env("TIDEGATE_FAIL", fail),
+        None => command,
+    })
+}
+
+fn serve_as<'a>(
+    sandbox: &'a Sandbox,
+    place: u16,
+    arguments: &[&str],
+    how: impl Fn(Tidegate<'a>) -> Tidegate<'a>,
+) -> Served {
     let port = free_port(place);
     let address = format!("127.0.0.1:{port}");
     let fixed = ["serve", "pipelines", "--output", "json", "--log-format", "json", "--listen", &address];
-    let mut command = sandbox.tidegate(&[&fixed[..], arguments].concat());
-    if let Some(fail) = fail {
-        command = command.env("TIDEGATE_FAIL", fail);
-    }
-    Served { running: command.start(), port }
+    let command = sandbox.tidegate(&[&fixed[..], arguments].concat());
+    Served { running: how(command).start(), port }
 }
 
 impl Served {
@@ -366,6 +375,25 @@ fn a_panic_in_one_pipeline_is_a_failure_of_that_one() {
         assert_eq!(json["pipelines"][name]["status"], "ok", "{json}");
         assert_holds(&sandbox, name, 20);
     }
+}
+
+/// Ctrl-C ends whatever is behind the pipe (`2>&1 | tee`), too, and may end it first.
+#[test]
+fn when_nobody_watches_any_more_runs_go_on_and_end_as_ever() {
+    let sandbox = Sandbox::new("serve-unwatched");
+    feed(&sandbox, "a", 0, 10);
+    pipeline(&sandbox, "a", &files("a"), "trigger: {processing_time: 1s}");
+    let run = ["run", "pipelines/a.yaml", "--trigger", "available_now", "--output", "json", "--log", "debug"];
+    let ran = sandbox.tidegate(&run).unwatched().run().success().json();
+    assert_eq!((&ran["status"], &ran["input_rows"]), (&"ok".into(), &10.into()), "{ran}");
+    let wrong = sandbox.tidegate(&["run", "pipelines/b.yaml", "--output", "json"]).unwatched().run();
+    assert_eq!(wrong.code(&[2, 78]).json()["status"], "failed");
+    let served = serve_as(&sandbox, 50, &["--log", "debug"], Tidegate::unwatched);
+    served.wait_rows("a", 0);
+    feed(&sandbox, "a", 10, 20);
+    served.wait_rows("a", 10);
+    assert_eq!(served.stop()["pipelines"]["a"]["status"], "ok");
+    assert_holds(&sandbox, "a", 20);
 }
 
 #[test]

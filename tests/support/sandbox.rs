@@ -73,7 +73,7 @@ impl Sandbox {
                 command.env_remove(name);
             }
         }
-        Tidegate { sandbox: self, command, shown: format!("tidegate {}", arguments.join(" ")) }
+        Tidegate { sandbox: self, command, shown: format!("tidegate {}", arguments.join(" ")), is_unwatched: false }
     }
 
     /// `tidegate run FILE --trigger available_now --output json`, to its end.
@@ -96,6 +96,7 @@ pub struct Tidegate<'a> {
     sandbox: &'a Sandbox,
     command: Command,
     shown: String,
+    is_unwatched: bool,
 }
 
 impl Tidegate<'_> {
@@ -103,6 +104,12 @@ impl Tidegate<'_> {
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.command.env(name, value);
         self.shown = format!("{name}={value} {}", self.shown);
+        self
+    }
+
+    /// Its stderr is a pipe that nobody reads any more.
+    pub fn unwatched(mut self) -> Self {
+        self.is_unwatched = true;
         self
     }
 
@@ -117,11 +124,12 @@ impl Tidegate<'_> {
         let stream = |name: &str| self.sandbox.path.join(format!(".{name}-{number}"));
         let (stdout, stderr) = (stream("stdout"), stream("stderr"));
         let open = |path: &Path| Stdio::from(File::create(path).expect("a file for a stream"));
+        let nobody = || Stdio::from(std::io::pipe().expect("a pipe").1);
         let child = self
             .command
             .stdin(Stdio::null())
             .stdout(open(&stdout))
-            .stderr(open(&stderr))
+            .stderr(if self.is_unwatched { nobody() } else { open(&stderr) })
             .spawn()
             .unwrap_or_else(|cause| panic!("cannot start {}: {cause}", env!("CARGO_BIN_EXE_tidegate")));
         let started = Instant::now();

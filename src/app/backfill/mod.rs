@@ -193,12 +193,14 @@ async fn check_live(checked: Checked, log: &dyn CheckpointLog, owner: &Owner) ->
     let mut runner = Runner::new(parts);
     let mut looks = 0;
     loop {
-        match recover(&runner.observe().await?) {
+        match runner.observe().await.map(|facts| recover(&facts)) {
             // Who derives days again by new rules may do so while a batch is finished by the old ones.
-            Live::Halt(Inconsistency::ChangedMidway { .. }) => return Ok(()),
-            Live::Halt(why) if looks == LOOKS => return Err(halted(&why, log)),
-            Live::Halt(_) => {}
-            _ => return Ok(()),
+            Ok(Live::Halt(Inconsistency::ChangedMidway { .. })) => return Ok(()),
+            Ok(Live::Halt(why)) if looks == LOOKS => return Err(halted(&why, log)),
+            Ok(Live::Halt(_)) => {}
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::Busy && looks < LOOKS => {}
+            Err(error) => return Err(error),
         }
         looks += 1;
         tokio::time::sleep(BETWEEN_LOOKS).await;

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::range::typed;
 use super::word;
 use crate::app::Outcome;
+use crate::app::logging::tell;
 use crate::app::output::{aligned, counted, duration, grouped};
 use crate::cli::{self, BackfillArgs, Global};
 use crate::config::spec::PipelineSpec;
@@ -78,7 +79,7 @@ impl Progress {
             Status::NotStarted => "not started".to_string(),
         };
         let (label, took) = (interval.label(self.timezone), duration(took.as_millis() as u64));
-        eprintln!("{}: {label} ({number}/{}): {what} ({took})", self.pipeline, self.count);
+        tell(format_args!("{}: {label} ({number}/{}): {what} ({took})", self.pipeline, self.count));
     }
 }
 

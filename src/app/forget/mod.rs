@@ -4,7 +4,6 @@ mod files;
 mod say;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 use serde_json::Value;
 
@@ -12,12 +11,11 @@ use super::compose::{self, Checked};
 use super::output::file_argument;
 use super::{Failure, Outcome};
 use crate::checkpoint::backfills::Backfills;
-use crate::checkpoint::log::ObjectLog;
-use crate::checkpoint::{CheckpointLog, Identity, backfills, lock};
+use crate::checkpoint::{CheckpointLog, Identity};
 use crate::cli::{ForgetArgs, Global};
 use crate::config::spec::{PipelineSpec, SourceSpec, WriteSpec};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::batch::{BatchId, FORMAT_VERSION, Owner};
+use crate::model::batch::{BatchId, FORMAT_VERSION};
 use crate::model::forget::{Counted, Forget, Key, Owed, Still};
 use crate::runner::event::Event;
 use crate::runner::forget::{Share, counted, files_receipt_name, receipt_name};
@@ -92,7 +90,11 @@ pub(super) async fn forget(global: &Global, args: &ForgetArgs) -> Result<Outcome
         compose::check_never_ran(&checked, &log).await?;
         return Ok(say::never_ran(&spec));
     };
-    let _locks = if args.yes { Some(alone(&spec, &log, &owner)?) } else { None };
+    let between = |error: Error| {
+        error.help("stop it, do this, and start it again; between two runs of a schedule nothing has to be stopped")
+    };
+    // What a run or a backfill has read would come back.
+    let _locks = args.yes.then(|| compose::lock_all(&spec, &log, &owner).map_err(between)).transpose()?;
     let location = log.location();
     let parts: Parts = compose::parts(checked, &identity, owner, Box::new(log), Box::new(|_: &Event| {}))?;
     let mut runner = Runner::new(parts);
@@ -171,19 +173,6 @@ fn check_names(checked: &Checked, names: &[String]) -> Result<()> {
         Some(help) => error.help(help),
         None => error,
     })
-}
-
-/// No run and no backfill may work meanwhile: what they have read would come back.
-fn alone(spec: &PipelineSpec, log: &ObjectLog, owner: &Owner) -> Result<(Option<lock::Lock>, Option<lock::Lock>)> {
-    let between = |error: Error| {
-        error.help("stop it, do this, and start it again; between two runs of a schedule nothing has to be stopped")
-    };
-    let run = compose::lock(spec, log, owner).map_err(between)?;
-    let location = log.location();
-    let folder = Path::new(&location).join(backfills::FOLDER);
-    let taken = format!("a backfill of pipeline `{}` is at work", spec.name);
-    let backfill = folder.is_absolute().then(|| lock::acquire_or(&folder, &taken, owner)).transpose();
-    Ok((run, backfill.map_err(between)?))
 }
 
 async fn account(

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde_json::{Value, json};
 
 use super::worker::{SharedStats, Stats, with};
+use crate::app::logging::tell;
 use crate::app::output::{aligned, counted, duration, error_json, grouped, report_json};
 use crate::app::{Failure, Outcome};
 use crate::cli::{Global, LogFormat, Progress};
@@ -175,7 +176,7 @@ impl Speaker {
     /// Something went as it should.
     pub fn say(&self, text: &str) {
         if self.progress != Progress::None {
-            eprintln!("{text}");
+            tell(text);
         }
     }
 
@@ -188,7 +189,7 @@ impl Speaker {
                     Failure::Report(report) => report.render(),
                     Failure::Error(error) => error.report(),
                 };
-                eprintln!("{pipeline}: failed; {next}\n{}", report.trim_end());
+                tell(format_args!("{pipeline}: failed; {next}\n{}", report.trim_end()));
             }
         }
     }

@@ -30,7 +30,8 @@ pub(super) struct Version {
 #[derive(Default)]
 pub(super) struct Files {
     pub sound: BTreeMap<String, Version>,
-    pub broken: BTreeMap<String, Failure>,
+    /// With the stamp from before the file was read: it may have been half written then, and whole by now.
+    pub broken: BTreeMap<String, (Failure, Stamp)>,
 }
 
 /// Files that were read while pipelines ran.
@@ -59,7 +60,7 @@ pub(super) async fn read_again(
             && let Err(failure) = compose::check_loaded((*version.loaded).clone()).await
         {
             files.sound.remove(&key);
-            files.broken.insert(key, failure);
+            files.broken.insert(key, (failure, version.stamp));
         }
     }
     WasRead::All(Ok(files))
@@ -79,6 +80,7 @@ pub(super) fn read(paths: &[PathBuf], target: Option<&str>) -> Result<Files> {
     let mut files = Files::default();
     let mut names = Names::default();
     for file in expand(paths)? {
+        let stamp = stamp(&file.display().to_string());
         match version(&file, target) {
             Ok(version) => {
                 // One process, one lock and one line of metrics by name, wherever the files lie.
@@ -86,7 +88,7 @@ pub(super) fn read(paths: &[PathBuf], target: Option<&str>) -> Result<Files> {
                 files.sound.insert(version.offer.key.clone(), version);
             }
             Err(failure) => {
-                files.broken.insert(file.display().to_string(), failure);
+                files.broken.insert(file.display().to_string(), (failure, stamp));
             }
         }
     }

@@ -251,10 +251,10 @@ impl Server {
 
     /// Takes in what was read; broken files are told of and watched.
     fn enter(&mut self, files: Files) -> Event {
-        for (key, failure) in &files.broken {
+        for (key, (failure, stamp)) in &files.broken {
             self.tell_broken(key, failure);
             self.failed.insert(key.clone());
-            self.stamps.insert(key.clone(), folder::stamp(key));
+            self.stamps.insert(key.clone(), *stamp);
         }
         let broken: BTreeSet<String> = files.broken.into_keys().collect();
         let mut offers = Vec::new();

@@ -4,7 +4,7 @@
 //! the first range is read and kept assigned, so that the next batch is fetched while this one is written.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use arrow::record_batch::RecordBatch;
@@ -146,7 +146,12 @@ impl Source for KafkaSource {
     }
 
     async fn rest(&mut self) {
-        let mut state = lock(&self.state);
+        // Held by an acknowledgement that nobody waits for any more: then there is no reader, and nobody waits here either.
+        let mut state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(state)) => state.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
         state.kept = None;
         if let Some(reader) = state.reader.take() {
             // A consumer takes its time to close; nobody has to wait for it.

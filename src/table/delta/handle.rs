@@ -17,6 +17,7 @@ use deltalake::{DeltaTable, DeltaTableError};
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
+use tokio::sync::Semaphore;
 
 use super::files::DataFile;
 use crate::error::{Code, Error, ErrorKind, Result};
@@ -39,6 +40,11 @@ const CLEAN_EVERY: u64 = 500;
 /// as broken when this many looks have found it so, with a pause between two of them.
 const LOOKS: u32 = 4;
 const LOOK: Duration = Duration::from_millis(50);
+
+/// Reads of logs at once in this process. Each keeps a thread of the blocking pool waiting for requests that need threads
+/// of that pool, too: with as many reads as there are threads, none would ever end.
+const READS: usize = 64;
+static READING: Semaphore = Semaphore::const_new(READS);
 
 /// A commit that failed, with what is needed to find out whether it landed.
 #[derive(Debug)]
@@ -118,6 +124,7 @@ impl Handle {
 
     /// The same for one version; `None` = the newest.
     pub(super) async fn load_version(&mut self, version: Option<i64>) -> Result<bool> {
+        let _turn = READING.acquire().await;
         self.state = None;
         let exists = self.log.is_delta_table_location().await.map_err(|e| self.explain(e, "look for the table"))?;
         if exists {
@@ -139,7 +146,9 @@ impl Handle {
     pub(super) async fn refresh(&mut self) -> Result<bool> {
         let Some(state) = &mut self.state else { return self.load().await };
         let before = state.version();
+        let turn = READING.acquire().await;
         let updated = state.update(self.log.as_ref(), None).await;
+        drop(turn);
         let after = state.version();
         match updated {
             Ok(()) => Ok(after != before),
@@ -157,6 +166,7 @@ impl Handle {
     /// The last batch of an application id in the table as last read.
     pub(super) async fn applied(&self, app_id: &str) -> Result<Option<BatchId>> {
         let Some(state) = &self.state else { return Ok(None) };
+        let _turn = READING.acquire().await;
         let applied = state.transaction_version(self.log.as_ref(), app_id).await;
         applied.map_err(|e| self.explain(e, "read the last applied batch"))
     }
@@ -443,4 +453,36 @@ pub(super) fn signed(version: u64) -> i64 {
 fn nonce() -> String {
     let random = RandomState::new().build_hasher().finish();
     format!("{random:016x}-{}", std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::future::join_all;
+
+    use super::*;
+
+    const COMMIT: &str = r#"{"protocol":{"minReaderVersion":1,"minWriterVersion":2}}
+{"metaData":{"id":"1","format":{"provider":"parquet","options":{}},"schemaString":"{\"type\":\"struct\",\"fields\":[{\"name\":\"id\",\"type\":\"string\",\"nullable\":true,\"metadata\":{}}]}","partitionColumns":[],"configuration":{},"createdTime":0}}
+"#;
+
+    /// A `serve` of many pipelines looks at all of its tables when it starts.
+    #[test]
+    fn more_tables_than_there_are_threads_are_read_at_once() {
+        let temp = tempfile::tempdir().unwrap();
+        let log = temp.path().join("_delta_log");
+        storage::make_folders(&log).unwrap();
+        std::fs::write(log.join("00000000000000000000.json"), COMMIT).unwrap();
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(4).max_blocking_threads(READS + 8).enable_all().build().unwrap();
+        let read = async || {
+            let mut handle = Handle::new(storage::open(temp.path().to_str().unwrap()).unwrap());
+            assert!(handle.load().await.unwrap());
+            assert!(!handle.refresh().await.unwrap());
+            assert_eq!(handle.applied("nobody").await.unwrap(), None);
+        };
+        let all = async { tokio::time::timeout(Duration::from_secs(60), join_all((0..200).map(|_| read()))).await };
+        let done = runtime.block_on(all);
+        runtime.shutdown_background();
+        assert_eq!(done.expect("they wait for each other").len(), 200);
+    }
 }

@@ -75,6 +75,24 @@ fn a_partition_that_falls_idle_lets_windows_close_in_a_batch_without_rows() {
     assert_eq!(world.plans().len(), plans.len(), "once it is closed there is nothing to do");
 }
 
+/// Whoever asks has read the name of a state, and reads its files while the next batch may be written.
+#[test]
+fn the_state_of_the_batch_before_can_be_read_after_every_batch() {
+    let mut world = World::new("before", &[finals("gold.hours")], 100);
+    for batch in 0..40 {
+        put(&mut world, "a.ndjson", &[(8, batch)]);
+        world.run(ARRIVED).success();
+        if let Some(before) = batch.checked_sub(1).filter(|before| *before >= 0) {
+            let before = before.to_string();
+            let sql = "SELECT count(*) AS n FROM state.gold_hours";
+            let asked = world.sandbox.tidegate(&["query", FILE, sql, "--at-batch", &before, "--output", "json"]).run();
+            assert_eq!(asked.success().json()["rows"][0]["n"], 1, "batch {before}");
+        }
+    }
+    let files = fs::read_dir(world.path("lake/_tidegate/state/gold.hours")).expect("the state").count();
+    assert!(files < 60, "{files} files: old ones are let go of");
+}
+
 #[test]
 fn without_any_rows_for_long_enough_what_is_open_is_closed_and_later_rows_are_late() {
     let mut world = World::new("idle-after", &[Rules { idle_after: Some(SECOND / 2), ..finals("gold.hours") }], 100);
