@@ -469,13 +469,13 @@ mod tests {
     #[test]
     fn more_tables_than_there_are_threads_are_read_at_once() {
         let temp = tempfile::tempdir().unwrap();
-        let log = temp.path().join("_delta_log");
-        storage::make_folders(&log).unwrap();
-        std::fs::write(log.join("00000000000000000000.json"), COMMIT).unwrap();
+        let storage = storage::open(temp.path().to_str().unwrap()).unwrap();
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = runtime.worker_threads(4).max_blocking_threads(READS + 8).enable_all().build().unwrap();
+        let first = Path::from("_delta_log/00000000000000000000.json");
+        runtime.block_on(storage.store.put(&first, COMMIT.into())).unwrap();
         let read = async || {
-            let mut handle = Handle::new(storage::open(temp.path().to_str().unwrap()).unwrap());
+            let mut handle = Handle::new(storage.clone());
             assert!(handle.load().await.unwrap());
             assert!(!handle.refresh().await.unwrap());
             assert_eq!(handle.applied("nobody").await.unwrap(), None);
