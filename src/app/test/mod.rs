@@ -19,6 +19,7 @@ use serde_json::{Value as Json, json};
 
 use self::show::{Case, Paint, Verdict};
 use self::suite::Test;
+use super::logging::tell;
 use super::output::{counted, duration, error_json};
 use super::{Failure, Outcome};
 use crate::cli::{Global, TestArgs};
@@ -128,7 +129,7 @@ fn outcome(files: &[FileOutcome], took: Duration) -> Outcome {
         let mut json = json!({ "file": file.file, "tests": tests });
         if let Some((report, problems)) = &file.refused {
             refused += 1;
-            eprint!("{report}");
+            tell(report.trim_end());
             json["problems"] = problems.clone();
         }
         json_files.push(json);

@@ -13,7 +13,7 @@ use deltalake::protocol::{DeltaOperation, OutputMode};
 
 use super::create::create;
 use super::features::{check_deletion_vectors, check_writable};
-use super::handle::{CommitFailure, carries, is_damage};
+use super::handle::{CommitFailure, carries};
 use super::rows::Distinct;
 use super::scan::Semi;
 use super::schema::{conform, delta_schema, reconcile};
@@ -145,9 +145,7 @@ impl DeltaLakeTable {
     async fn settle(&mut self, attempted: Attempted, txn: &Txn) -> Result<Result<Receipt>> {
         let Attempted { failure, adds, receipt, witness } = attempted;
         let conflict = failure.is_conflict();
-        // Before the commit the log is listed, and a listing beside a writer may have gaps: nothing was sent.
-        let is_unsent = is_damage(&failure.cause);
-        let nonce = failure.nonce;
+        let (nonce, read) = (failure.nonce, failure.read);
         let error = self.handle.explain(failure.cause, &format!("commit batch {}", txn.batch));
         if self.reload().await.is_err() {
             return Err(error.maybe_applied());
@@ -165,11 +163,11 @@ impl DeltaLakeTable {
                 }
             };
         }
-        // An object store may still be working on a request that timed out here: then its files must stay.
-        if conflict || self.handle.is_local() {
+        // An object store may still be working on a request that failed here: then its files must stay.
+        if self.handle.is_out(read) {
             self.forget(&adds).await;
         }
-        if conflict || is_unsent {
+        if conflict {
             Ok(Err(error))
         } else if self.handle.is_local() {
             Err(error)

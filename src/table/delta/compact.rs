@@ -228,6 +228,7 @@ async fn swap(
     let store = handle.store();
     let shape = |handle: &Handle| handle.state().map(|state| (state.metadata().clone(), state.protocol().clone()));
     let planned = shape(handle);
+    let mut tried = None;
     for round in 0..ROUNDS {
         if round > 0 {
             // A schema or a feature that these files know nothing of: everything is out of date.
@@ -247,7 +248,8 @@ async fn swap(
         if merged.is_empty() {
             return Ok(merged);
         }
-        let read = handle.version().unwrap_or(-1);
+        tried = handle.version();
+        let read = tried.unwrap_or(-1);
         let operation = DeltaOperation::Optimize { predicate: None, target_size: signed(order.target_bytes) };
         match handle.commit_maintenance(actions(&merged), operation, metrics(&merged)).await {
             Ok(_) => return Ok(merged),
@@ -264,15 +266,17 @@ async fn swap(
                 if handle.landed(&nonce, read).await?.is_some() {
                     return Ok(merged);
                 }
-                // An object store may still be working on a request that timed out here: then its files must stay.
-                if handle.is_local() {
+                // An object store may still be working on a request that failed here: then its files must stay.
+                if handle.is_out(tried) {
                     forget(handle, &merged).await;
                 }
                 return Err(error);
             }
         }
     }
-    forget(handle, &merged).await;
+    if handle.is_out(tried) {
+        forget(handle, &merged).await;
+    }
     done.lost += merged.len() as u64;
     done.more = true;
     Ok(Vec::new())

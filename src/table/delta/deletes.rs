@@ -266,9 +266,8 @@ impl Memory {
                 Ok(())
             }
             Err(failure) => {
-                let conflict = failure.is_conflict();
                 let error = self.handle.explain(failure.cause, "remember deletes");
-                if conflict && !self.carries(txn).await? {
+                if !self.carries(txn).await? && self.handle.is_out(failure.read) {
                     remove(&store, &adds).await;
                 }
                 Err(error)

@@ -53,6 +53,8 @@ pub(super) struct CommitFailure {
     pub(super) cause: DeltaTableError,
     /// Identifies the attempt in the commit's own record.
     pub(super) nonce: String,
+    /// The version that it was to follow.
+    pub(super) read: Option<i64>,
 }
 
 impl CommitFailure {
@@ -154,6 +156,11 @@ impl Handle {
             Ok(()) => Ok(after != before),
             Err(cause) if is_damage(&cause) => {
                 self.load().await?;
+                // Older than it was, or gone: no slip of a listing, but a table that somebody has put back.
+                if self.version() < Some(signed(before)) {
+                    self.state = None;
+                    return Err(self.unreadable(cause));
+                }
                 Ok(self.version() != Some(signed(before)))
             }
             Err(cause) => {
@@ -211,11 +218,11 @@ impl Handle {
         actions: Vec<Action>,
         operation: DeltaOperation,
     ) -> Result<i64, CommitFailure> {
-        let nonce = nonce();
+        let (nonce, read) = (nonce(), self.version());
         said.push((NONCE.to_owned(), serde_json::Value::String(nonce.clone())));
         let properties = properties.with_metadata(said).with_max_retries(0);
         let result = self.try_commit(actions, operation, properties).await;
-        result.map_err(|cause| CommitFailure { cause, nonce })
+        result.map_err(|cause| CommitFailure { cause, nonce, read })
     }
 
     async fn try_commit(
@@ -274,6 +281,13 @@ impl Handle {
             }
         }
         Ok(None)
+    }
+
+    /// Whether an attempt that was to follow version `read`, and is not in the table as last read, never will be: on local
+    /// disk a failure is final, elsewhere the place must be taken. A store may refuse a request because another one, perhaps
+    /// the same sent earlier, is still being worked on.
+    pub(super) fn is_out(&self, read: Option<i64>) -> bool {
+        self.is_local() || self.version() > read
     }
 
     /// Writes a Delta checkpoint now and then, and lets go of old log entries. Never fails: a log without a checkpoint

@@ -143,9 +143,8 @@ impl Memory {
                 }
                 // Whether it landed or not: look again, the transaction tells.
                 Err(failure) => {
-                    let conflict = failure.is_conflict();
                     lost = Some(self.handle.explain(failure.cause, "forget remembered deletes"));
-                    if !self.carries(&txn).await? && conflict {
+                    if !self.carries(&txn).await? && self.handle.is_out(failure.read) {
                         remove(&store, &adds).await;
                     }
                 }

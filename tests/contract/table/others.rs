@@ -163,6 +163,34 @@ async fn a_memory_of_deletes_that_is_restored_while_a_run_works_stops_it_before_
     assert_eq!(contents(&mut table).await.len(), 0);
 }
 
+/// As a copy of yesterday does, or whoever deletes an entry of the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_put_back_while_a_run_works_stops_it_before_a_row_is_written() {
+    let put_back = |folder: &std::path::Path| {
+        let entries = std::fs::read_dir(folder.join("_delta_log")).unwrap().map(|entry| entry.unwrap().path());
+        let newest = entries.filter(|path| path.extension().is_some_and(|extension| extension == "json")).max();
+        std::fs::remove_file(newest.unwrap()).unwrap();
+    };
+    let key = |number: i64| ["a", "b", "c", "d"][number as usize];
+    let rows = |number: i64| Change::Rows(vec![batch(&[row(key(number), number, number, 1)])]);
+    let lake = Lake::new();
+    let mut table = lake.open(definition(WriteMode::Append));
+    for number in 0..3 {
+        table.apply(rows(number), &txn(number)).await.unwrap();
+    }
+    put_back(&lake.path());
+    let error = table.apply(rows(3), &txn(3)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert_eq!(contents(&mut lake.open(definition(WriteMode::Append))).await.len(), 2, "what the copy has");
+
+    let lake = Lake::new();
+    let mut table = two_deletes(&lake).await;
+    put_back(&lake.folder.path().join("_tidegate/deletes").join(TABLE.replace('.', "/")));
+    let error = table.apply(late(2), &txn(2)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert_eq!(contents(&mut table).await.len(), 0, "b was not revived");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restore_is_noticed_however_much_was_committed_after_it() {
     let lake = Lake::new();
