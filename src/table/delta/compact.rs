@@ -236,6 +236,11 @@ async fn swap(
             let files = if same { handle.files()? } else { Vec::new() };
             let whole = files.iter().filter(|file| !file.has_deletion_vector());
             let live: HashSet<&str> = whole.map(|file| file.path.as_str()).collect();
+            // An earlier round's commit, which was still being worked on when it was refused.
+            let is_there = |one: &Merged| one.adds.iter().any(|add| live.contains(add.path.as_str()));
+            if merged.iter().any(is_there) {
+                return Ok(merged.into_iter().filter(is_there).collect());
+            }
             let intact = |one: &Merged| one.group.files.iter().all(|file| live.contains(file.path.as_str()));
             let (kept, lost): (Vec<Merged>, Vec<Merged>) = merged.into_iter().partition(intact);
             for one in &lost {
