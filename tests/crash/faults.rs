@@ -48,8 +48,8 @@ impl Fault {
             "lost" | "error" | "full" if [fail::PLAN_PUT, fail::COMMIT_PUT].contains(&point) => true,
             "lost" if [fail::LOG_PUT, fail::MEMORY_LOG_PUT].contains(&point) => true,
             // On an object store no error says that nothing was done: the run looks, and does it again. (A table that
-            // could not be made has no rows to be in doubt about: the first eight commits make four tables.)
-            "error" if point == fail::LOG_PUT && self.remote => self.place.hit > 8,
+            // could not be made has no rows to be in doubt about: the first ten commits make five tables.)
+            "error" if point == fail::LOG_PUT && self.remote => self.place.hit > 10,
             // Only slower to read without.
             _ => {
                 [fail::SNAPSHOT_PUT, fail::MEMORY_SNAPSHOT_PUT, fail::PLAN_DELETE, fail::COMMIT_DELETE].contains(&point)
