@@ -114,10 +114,15 @@ async fn gate(point: &str) -> Result<Gate> {
 
 /// A gate of something that is not a write: nothing was done, whatever is reported.
 async fn read_gate(point: &str) -> Result<()> {
+    list_gate(point).await.map(drop)
+}
+
+/// The same where entries may be left out.
+async fn list_gate(point: &str) -> Result<Gate> {
     match gate(point).await? {
-        Gate::Open | Gate::Gap => Ok(()),
         Gate::Torn => fail::die(),
         Gate::Lost | Gate::Resent | Gate::Late(_) => Err(failed(point, io::ErrorKind::TimedOut)),
+        gate => Ok(gate),
     }
 }
 
@@ -202,14 +207,14 @@ impl ObjectStore for Faulty {
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         let (inner, prefix, here) = (self.inner.clone(), prefix.cloned(), prefix.cloned());
         let list = move |gate| listed(gate, inner.list(prefix.as_ref()));
-        list_gate(here).map_ok(list).try_flatten().boxed()
+        before_listing(here).map_ok(list).try_flatten().boxed()
     }
 
     fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
         let (inner, prefix, offset) = (self.inner.clone(), prefix.cloned(), offset.clone());
         let here = prefix.clone();
         let list = move |gate| listed(gate, inner.list_with_offset(prefix.as_ref(), &offset));
-        list_gate(here).map_ok(list).try_flatten().boxed()
+        before_listing(here).map_ok(list).try_flatten().boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
@@ -227,15 +232,8 @@ impl ObjectStore for Faulty {
 }
 
 /// One item: whether the listing may begin.
-fn list_gate(prefix: Option<Path>) -> BoxStream<'static, Result<Gate>> {
-    let here = point(&prefix.unwrap_or(Path::ROOT), "list");
-    let gate = async move {
-        match gate(&here).await? {
-            Gate::Torn => fail::die(),
-            Gate::Lost | Gate::Resent | Gate::Late(_) => Err(failed(&here, io::ErrorKind::TimedOut)),
-            gate => Ok(gate),
-        }
-    };
+fn before_listing(prefix: Option<Path>) -> BoxStream<'static, Result<Gate>> {
+    let gate = async move { list_gate(&point(&prefix.unwrap_or(Path::ROOT), "list")).await };
     futures::stream::once(gate).boxed()
 }
 

@@ -351,7 +351,7 @@ impl Handle {
     }
 
     /// Storage that does not answer is one thing, a log that makes no sense is another: no later try will mend it.
-    pub(super) fn unreadable(&self, err: DeltaTableError) -> Error {
+    fn unreadable(&self, err: DeltaTableError) -> Error {
         let is_damage = is_damage(&err);
         let error = self.explain(err, "read the table's log");
         if !is_damage || error.kind() != ErrorKind::Failed {
@@ -395,7 +395,7 @@ pub(super) fn commit_properties() -> CommitProperties {
 }
 
 /// The log makes no sense; the table was neither read nor changed.
-pub(super) fn is_damage(err: &DeltaTableError) -> bool {
+fn is_damage(err: &DeltaTableError) -> bool {
     matches!(
         err,
         DeltaTableError::KernelError(_)
